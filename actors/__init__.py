@@ -1,0 +1,1 @@
+"""Actors on trio: mailbox, loop, reference, exit reasons, links, monitors, names, refusals."""

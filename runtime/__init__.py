@@ -1,0 +1,1 @@
+"""What runs: tasks, execs, shims, the fork server, the OCI runtime, cgroups, namespaces."""
