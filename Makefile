@@ -1,0 +1,63 @@
+# Everything a stranger needs: make demo, make test. Both set up the machine first.
+# As root on Debian 12. Programs come from apt, Python packages from PyPI into .venv.
+
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+
+# What runs containers, and what tests and benchmarks compare with.
+PROGRAMS := crun runc containerd busybox-static erlang-base python3-venv iproute2 iputils-ping
+
+.PHONY: setup demo test check quick bench difftest clean
+
+setup: .venv/programs .venv/packages
+
+# apt runs only where a program is missing, so a second setup takes no time and no network.
+.venv/programs: Makefile
+	@missing=""; for p in $(PROGRAMS); do \
+	  dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q "ok installed" || missing="$$missing $$p"; done; \
+	if [ -n "$$missing" ]; then echo "installing:$$missing"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
+	@mkdir -p .venv && touch $@
+
+# uv comes through pip with the same hash-checked list, then installs the rest faster than pip would.
+.venv/packages: requirements-dev.txt pyproject.toml .venv/programs
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@test -x $(BIN)/uv || { grep -A40 '^uv==' requirements-dev.txt | awk 'NR>1 && /^[a-z]/{exit} {print}' > .venv/uv.txt && \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r .venv/uv.txt; }
+	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install -q --require-hashes -r requirements-dev.txt
+	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup
+	@$(BIN)/python examples/demo.py
+
+# The gate. `quick` is what pre-commit runs.
+quick: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+
+check: quick
+	$(BIN)/mypy
+	$(BIN)/basedpyright --level error
+
+# Coverage is gathered from this process and from every child; the two floors are two reports.
+test: check
+	@$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -q
+	@$(BIN)/coverage combine -q
+	$(BIN)/coverage report --include='actors/*,supervision/*' --fail-under=95 --skip-covered
+	$(BIN)/coverage report --include='storage/*,runtime/*,api/*' --fail-under=85 --skip-covered
+
+bench: setup
+	$(BIN)/python -m bench.side_by_side
+
+# Any number of random histories against Erlang's own supervisor: make difftest N=20000 SEED=7
+N ?= 5000
+SEED ?=
+difftest: setup
+	$(BIN)/python tests/supervision/otp_difference.py --histories $(N) $(if $(SEED),--seed $(SEED))
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* build dist
