@@ -27,7 +27,9 @@ LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 Descriptor = dict[str, object]
 
 
-def build(archive: Path, name: str = DEFAULT_NAME, config: Mapping[str, object] | None = None) -> str:
+def build(
+    archive: Path, name: str = DEFAULT_NAME, config: Mapping[str, object] | None = None
+) -> str:
     """Write the archive and return the manifest's digest.
 
     `config` goes into the image's own `config` object (Env, Cmd, User, Labels ...).

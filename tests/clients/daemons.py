@@ -1,0 +1,117 @@
+"""The daemons that clients are tested against: ours, and Debian's containerd as the measure."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+START_WITHIN_S = 30.0
+
+CONTAINERD_CONFIG = """
+version = 2
+root = "{base}/root"
+state = "{base}/state"
+disabled_plugins = [
+  "io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.btrfs",
+  "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper",
+  "io.containerd.snapshotter.v1.aufs",
+]
+[grpc]
+address = "{base}/daemon.sock"
+[ttrpc]
+address = "{base}/daemon.sock.ttrpc"
+"""
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """A running daemon: where it listens, what it is, where it keeps things."""
+
+    kind: str
+    socket: Path
+    base: Path
+    pid: int
+
+
+def command(kind: str, base: Path) -> list[str]:
+    """The command line that starts a daemon of this kind below `base`."""
+    if kind == "containerd":
+        config = base / "config.toml"
+        config.write_text(CONTAINERD_CONFIG.format(base=base))
+        return ["containerd", "--config", str(config), "--log-level", "warn"]
+    return [
+        sys.executable, "-m", "holdfast.api.daemon",
+        "--root", str(base / "root"), "--state", str(base / "state"),
+        "--address", str(base / "daemon.sock"), "--log-level", "info",
+    ]  # fmt: skip
+
+
+@contextlib.contextmanager
+def running(kind: str, base: Path) -> Iterator[Daemon]:
+    """Start the daemon, wait until it accepts, end it afterwards and wait for its end."""
+    base.mkdir(parents=True, exist_ok=True)
+    log = base / "daemon.log"
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command(kind, base), stdout=output, stderr=output, start_new_session=True
+        )
+    address = base / "daemon.sock"
+    try:
+        _wait_until_it_accepts(process, address, log)
+        yield Daemon(kind, address, base, process.pid)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        _end_shims_of(base)
+
+
+def _wait_until_it_accepts(process: subprocess.Popen[bytes], address: Path, log: Path) -> None:
+    deadline = time.monotonic() + START_WITHIN_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(str(address))
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"the daemon does not accept: {log.read_text()[-4000:]}")
+
+
+def _end_shims_of(base: Path) -> None:
+    """A test that failed half-way may leave shims and containers: end those of this base alone."""
+    for _ in range(3):
+        found = [pid for pid in _processes() if _belongs(pid, str(base))]
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if not found:
+            break
+        time.sleep(0.1)
+    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for target in sorted((m for m in mounts if m.startswith(f"{base}/")), reverse=True):
+        subprocess.run(["umount", "-l", target], check=False, capture_output=True)
+
+
+def _processes() -> list[int]:
+    return [
+        int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()
+    ]
+
+
+def _belongs(pid: int, base: str) -> bool:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+        return base in words and "pytest" not in words
+    except OSError:
+        return False
