@@ -1,0 +1,1 @@
+"""Messages and methods of the services that clients of the daemon call."""

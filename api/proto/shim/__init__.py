@@ -1,0 +1,1 @@
+"""Messages and methods between a daemon and its shims."""
