@@ -1,0 +1,91 @@
+"""The daemon's settings: read once, checked once, then one frozen value.
+
+Three layers, later ones win: the defaults here, a TOML file, the command line. An unknown key
+in the file is refused by name, so that a typing error is never a silent default.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Final
+
+from ..actors.errors import InvalidArgument
+
+DEFAULT_CONFIG: Final = Path("/etc/holdfast/config.toml")
+DEFAULT_ADDRESS: Final = "/run/holdfast/holdfast.sock"
+LOG_LEVELS: Final = ("debug", "info", "warn", "error")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Every setting of a host, with its default in sight."""
+
+    root: Path = Path("/var/lib/holdfast")
+    """What must outlive a reboot: database, blobs, snapshots. Made with mode 0700."""
+    state: Path = Path("/run/holdfast")
+    """What a reboot may take: bundles, sockets. Made with mode 0700."""
+    address: str = DEFAULT_ADDRESS
+    """The API's unix socket, mode 0660. ttrpc listens on the same path with `.ttrpc`."""
+    log_level: str = "info"
+    snapshotter: str = "overlayfs"
+    """Which snapshotter serves requests that name none."""
+    runtime_binary: str = ""
+    """The OCI runtime; empty: crun where it is installed, else runc."""
+    workers: int = 2
+    """Worker processes that mount, unpack and remove, one job each."""
+    events_kept: int = 100_000
+    """Events kept for replay; older ones leave an explicit gap."""
+    shutdown_within_s: float = 10.0
+    """How long an orderly end may take. Containers run on."""
+
+
+def load(path: Path | None, overrides: Mapping[str, object]) -> Config:
+    """The defaults, changed by the file, changed by the overrides that are not None.
+
+    `path` None means DEFAULT_CONFIG, which may be absent; a named file may not.
+    Raises InvalidArgument naming the file and the key.
+    """
+    config = Config()
+    source = path if path is not None else DEFAULT_CONFIG
+    if path is not None or source.exists():
+        config = replace(config, **_checked(_read(source), str(source)))
+    given = {key: value for key, value in overrides.items() if value is not None}
+    return replace(config, **_checked(given, "command line"))
+
+
+def _read(path: Path) -> Mapping[str, object]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InvalidArgument(f"config {path}: {error}") from error
+
+
+def _checked(settings: Mapping[str, object], source: str) -> dict[str, Any]:
+    """The settings in the types of Config; refuses what is unknown or of another type."""
+    known = {field.name: field.default for field in fields(Config)}
+    checked: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key not in known:
+            raise InvalidArgument(f"{source}: unknown setting {key!r}")
+        checked[key] = _as(type(known[key]), key, value, source)
+    if checked.get("log_level", "info") not in LOG_LEVELS:
+        raise InvalidArgument(f"{source}: log_level is one of {', '.join(LOG_LEVELS)}")
+    for key in ("workers", "events_kept"):
+        if checked.get(key, 1) < 1:
+            raise InvalidArgument(f"{source}: {key} must be at least 1")
+    return checked
+
+
+def _as(kind: type, key: str, value: object, source: str) -> Any:
+    if issubclass(kind, Path) and isinstance(value, str | Path):
+        path = Path(value)
+        if not path.is_absolute():
+            raise InvalidArgument(f"{source}: {key} must be an absolute path, not {value!r}")
+        return path
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is kind:
+        return value
+    wanted = "string" if issubclass(kind, Path) else kind.__name__
+    raise InvalidArgument(f"{source}: {key} must be a {wanted}, not {value!r}")
