@@ -1,0 +1,304 @@
+"""Events: what happened, in one sequence without a hole, kept for a while and told live.
+
+An event is written in the transaction of the change it tells of; its row id is its sequence
+number. A subscriber gets the events after a point, live, and never too many at once: when it is
+slower than the world, it falls back to reading rows of the log, and comes back to live ones once
+it has caught up. Where the log no longer reaches, it gets an explicit gap event.
+
+    subscribed ---> live: a bounded queue fed by commits
+                     | full                ^ caught up
+                     v                     |
+                    lagging: reads rows of the log
+
+Invariant: the sequence numbers that a subscriber is shown rise, and a number it is never shown
+was filtered out or lies inside a gap event that it was shown.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+
+import trio
+
+from ..actors.errors import InvalidArgument, OutOfRange, Refusal
+from .filters import Filter, compile_filters
+from .labels import check_identifier
+
+if TYPE_CHECKING:
+    from .transaction import Transaction
+
+R = TypeVar("R")
+
+GAP_TOPIC = "/holdfast/gap"
+GAP_TYPE = "holdfast.events.Gap"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened.
+
+    `payload` is a map of the field names of the message `type_name`; or bytes, when somebody
+    outside published it, and then `type_name` is the type URL that they gave.
+    """
+
+    seq: int
+    timestamp_ns: int
+    namespace: str
+    topic: str
+    type_name: str
+    payload: Mapping[str, Any] | bytes
+
+
+def gap(from_seq: int, to_seq: int) -> Event:
+    """The event that stands for events which are lost: those from `from_seq` to `to_seq`."""
+    return Event(
+        seq=to_seq,
+        timestamp_ns=time.time_ns(),
+        namespace="",
+        topic=GAP_TOPIC,
+        type_name=GAP_TYPE,
+        payload={"from_seq": from_seq, "to_seq": to_seq},
+    )
+
+
+def event_field(event: Event, path: Sequence[str]) -> tuple[str, bool]:
+    """The field of an event that a filter names: `namespace`, `topic` or `event.<field>...`."""
+    match path:
+        case ["namespace"]:
+            return event.namespace, bool(event.namespace)
+        case ["topic"]:
+            return event.topic, bool(event.topic)
+        case ["event", *rest] if rest and not isinstance(event.payload, bytes):
+            return _payload_field(event.payload, rest)
+        case _:
+            return "", False
+
+
+def _payload_field(payload: Mapping[str, Any], path: Sequence[str]) -> tuple[str, bool]:
+    value = payload.get(path[0])
+    if isinstance(value, dict):
+        nested = cast("dict[str, Any]", value)
+        # A label's key may hold dots: the whole rest is tried as one key first.
+        whole = ".".join(path[1:])
+        return _text(nested[whole]) if whole in nested else _nested(nested, path[1:])
+    return _text(value) if len(path) == 1 else ("", False)
+
+
+def _nested(payload: Mapping[str, Any], path: Sequence[str]) -> tuple[str, bool]:
+    return _payload_field(payload, path) if path else ("", False)
+
+
+def _text(value: object) -> tuple[str, bool]:
+    match value:
+        case str():
+            return value, bool(value)
+        case bool():
+            return str(value).lower(), True
+        case int():
+            return str(value), True
+        case _:
+            return "", False
+
+
+def check_topic(topic: str) -> None:
+    """Refuse a topic that is not `/` and identifiers with `/` between them."""
+    if not topic:
+        reason = "must not be empty: invalid argument"
+    elif topic[0] != "/":
+        reason = "must start with '/': invalid argument"
+    elif len(topic) == 1:
+        reason = "must have at least one component: invalid argument"
+    else:
+        for component in topic[1:].split("/"):
+            try:
+                check_identifier(component)
+            except Refusal as error:
+                raise InvalidArgument(
+                    f'envelope topic "{topic}": failed validation on component'
+                    f' "{component}": {error}'
+                ) from error
+        return
+    raise InvalidArgument(f'envelope topic "{topic}": {reason}')
+
+
+class Rows(Protocol):
+    """Where events are read back from; `database.EventRows` in the store."""
+
+    def read(self, after_seq: int, limit: int) -> list[Event]:
+        """The kept events after `after_seq`, oldest first, at most `limit`."""
+        ...
+
+
+class Writes(Protocol):
+    """Where events are written; the store."""
+
+    async def write(self, work: Callable[[Transaction], R]) -> R:
+        """Run a job and return its result once it is on disk."""
+        ...
+
+
+class EventLog:
+    """The event log of a store. Its methods belong to the loop."""
+
+    def __init__(self, store: Writes, rows: Rows, first_seq: int, last_seq: int) -> None:
+        self._store = store
+        self._rows = rows
+        self._subscriptions: list[Subscription] = []
+        self.first_seq = first_seq
+        """The oldest event that is kept; one past `last_seq` when none is."""
+        self.last_seq = last_seq
+        """The newest event."""
+
+    async def publish(
+        self,
+        namespace: str,
+        topic: str,
+        type_name: str,
+        payload: Mapping[str, Any] | bytes,
+        *,
+        timestamp_ns: int | None = None,
+    ) -> int:
+        """Write one event that belongs to no change; return its sequence number.
+
+        Refused when the namespace or the topic is malformed.
+        """
+        try:
+            check_identifier(namespace)
+        except Refusal as error:
+            raise InvalidArgument(f"event envelope has invalid namespace: {error}") from error
+        check_topic(topic)
+        return await self._store.write(
+            lambda tx: tx.emit(namespace, topic, type_name, payload, timestamp_ns=timestamp_ns)
+        )
+
+    def subscribe(
+        self,
+        filters: Sequence[str] = (),
+        *,
+        since: int | None = None,
+        queue_max: int = 1024,
+    ) -> Subscription:
+        """The events that match any of `filters` (all, when there are none), as a context
+        manager and an async iterator.
+
+        Live ones from now on; with `since`, first those after that sequence number. A gap event
+        comes where the log no longer reaches back, and passes every filter.
+        """
+        accepts = compile_filters(filters)
+        if since is not None and not 0 <= since <= self.last_seq:
+            raise OutOfRange(f"since {since}: the log ends at {self.last_seq}: out of range")
+        start = self.last_seq if since is None else since
+        subscription = Subscription(self, accepts, start, queue_max)
+        self._subscriptions.append(subscription)
+        return subscription
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """Forget a subscription. A second time is the same as once."""
+        if subscription in self._subscriptions:
+            self._subscriptions.remove(subscription)
+
+    async def read(self, after_seq: int, limit: int = 512) -> list[Event]:
+        """The kept events after `after_seq`, oldest first, at most `limit`, from the disk."""
+        return await trio.to_thread.run_sync(self._rows.read, after_seq, limit)
+
+    def deliver(self, events: Sequence[Event], first_seq: int) -> None:
+        """Called by the store with the events of each commit."""
+        self.first_seq = first_seq
+        if not events:
+            return
+        self.last_seq = events[-1].seq
+        for subscription in self._subscriptions:
+            subscription.offer(events)
+
+
+class Subscription:
+    """One subscriber's place in the log."""
+
+    def __init__(self, log: EventLog, accepts: Filter, after_seq: int, queue_max: int) -> None:
+        self._log = log
+        self._accepts = accepts
+        self._queue_max = queue_max
+        self._queue: deque[Event] = deque()
+        self._wake = trio.Event()
+        self._closed = False
+        # Invariant: events up to here have been shown, queued, or filtered out.
+        self._reached = after_seq
+        self._lagging = after_seq < log.last_seq
+
+    @property
+    def lagging(self) -> bool:
+        """True while the subscriber reads rows because it was too slow for the queue."""
+        return self._lagging
+
+    def offer(self, events: Sequence[Event]) -> None:
+        """Queue new events, or leave them to be read from the log."""
+        for event in events:
+            if self._lagging:
+                break
+            # Rows read from the log may have run ahead of what the loop was told.
+            if event.seq <= self._reached:
+                continue
+            if self._matches(event):
+                if len(self._queue) >= self._queue_max:
+                    self._lagging = True
+                    break
+                self._queue.append(event)
+            self._reached = event.seq
+        if self._queue or self._lagging:
+            self._wake.set()
+
+    async def receive(self) -> Event:
+        """The next event; waits for it. `trio.ClosedResourceError` after `close`."""
+        while True:
+            if self._closed:
+                raise trio.ClosedResourceError
+            if self._queue:
+                await trio.lowlevel.checkpoint()
+                return self._queue.popleft()
+            if self._lagging:
+                await self._read_rows()
+                continue
+            self._wake = trio.Event()
+            await self._wake.wait()
+
+    async def _read_rows(self) -> None:
+        events = await self._log.read(self._reached, self._queue_max)
+        for event in events:
+            if event.seq > self._reached + 1 and event.topic != GAP_TOPIC:
+                self._queue.append(gap(self._reached + 1, event.seq - 1))
+            if self._matches(event):
+                self._queue.append(event)
+            self._reached = event.seq
+        if not events and self._reached < self._log.first_seq - 1:
+            self._queue.append(gap(self._reached + 1, self._log.first_seq - 1))
+            self._reached = self._log.first_seq - 1
+        # No await since the rows came back, so nothing can have been offered in between.
+        self._lagging = self._reached < self._log.last_seq
+
+    def _matches(self, event: Event) -> bool:
+        return event.topic == GAP_TOPIC or self._accepts(lambda path: event_field(event, path))
+
+    def close(self) -> None:
+        """End the subscription; a waiting `receive` ends with `trio.ClosedResourceError`."""
+        self._closed = True
+        self._log.unsubscribe(self)
+        self._wake.set()
+
+    def __enter__(self) -> Subscription:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __aiter__(self) -> Subscription:
+        return self
+
+    async def __anext__(self) -> Event:
+        try:
+            return await self.receive()
+        except trio.ClosedResourceError:
+            raise StopAsyncIteration from None

@@ -1,0 +1,97 @@
+"""Labels and identifiers: what names may look like, and how labels are changed.
+
+The rules and the texts of refusals are those that containerd's clients know.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+
+from ..actors.errors import FailedPrecondition, InvalidArgument
+
+Labels = Mapping[str, str]
+
+IDENTIFIER_BYTES_MAX = 76
+IDENTIFIER = r"^[A-Za-z0-9]+(?:[._-](?:[A-Za-z0-9]+))*$"
+_IDENTIFIER = re.compile(IDENTIFIER.removeprefix("^").removesuffix("$"), re.ASCII)
+
+LABEL_BYTES_MAX = 4096
+LABEL_KEY_SHOWN_MAX = 64
+
+
+def quoted(text: str) -> str:
+    """The text in double quotes, as refusals show names."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def check_identifier(identifier: str) -> None:
+    """Refuse what is not safe as a path component, as a host name, and in a topic."""
+    if not identifier:
+        raise InvalidArgument("identifier must not be empty: invalid argument")
+    if len(identifier.encode("utf-8", "surrogatepass")) > IDENTIFIER_BYTES_MAX:
+        raise InvalidArgument(
+            f"identifier {quoted(identifier)} greater than maximum length"
+            f" ({IDENTIFIER_BYTES_MAX} characters): invalid argument"
+        )
+    if not _IDENTIFIER.fullmatch(identifier):
+        raise InvalidArgument(
+            f"identifier {quoted(identifier)} must match {IDENTIFIER}: invalid argument"
+        )
+
+
+def check_namespace(namespace: str) -> None:
+    """Refuse a request without a namespace, or with one that is no identifier."""
+    if not namespace:
+        raise FailedPrecondition("namespace is required: failed precondition")
+    try:
+        check_identifier(namespace)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"namespace validation: {error}") from error
+
+
+def check_label(key: str, value: str) -> None:
+    """Refuse a label that is larger than a label may be."""
+    size = len(key.encode()) + len(value.encode())
+    if size > LABEL_BYTES_MAX:
+        shown = key.encode()[:LABEL_KEY_SHOWN_MAX].decode(errors="ignore")
+        raise InvalidArgument(
+            f"label key and value length ({size} bytes) greater than maximum size"
+            f" ({LABEL_BYTES_MAX} bytes), key: {shown}: invalid argument"
+        )
+
+
+def check_labels(field: str, labels: Labels) -> None:
+    """Refuse when a label is too large; `field` says whose labels they are."""
+    for key, value in labels.items():
+        try:
+            check_label(key, value)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"{field}: {error}") from error
+
+
+def stored_labels(labels: Labels) -> dict[str, str]:
+    """The labels as they are kept: one with an empty key or value is no label."""
+    return {key: value for key, value in labels.items() if key and value}
+
+
+def masked_labels(old: Labels, new: Labels, paths: Sequence[str]) -> dict[str, str]:
+    """The labels after an update of `paths`: `labels` replaces all, `labels.<key>` sets one.
+
+    No paths at all means all labels. A key that `new` lacks is deleted.
+    """
+    if not paths or "labels" in paths:
+        return stored_labels(new)
+    result = dict(old)
+    for path in paths:
+        if path.startswith("labels."):
+            key = path.removeprefix("labels.")
+            result[key] = new.get(key, "")
+    return stored_labels(result)
+
+
+def map_field(values: Labels, path: Sequence[str]) -> tuple[str, bool]:
+    """What a filter sees of labels: the rest of the path, dots and all, is one key."""
+    key = ".".join(path)
+    return values.get(key, ""), key in values

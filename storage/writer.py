@@ -1,0 +1,240 @@
+"""The writer: the one thread that changes the database, and its group commit.
+
+    jobs from the loop -> pending -> one transaction, a savepoint for each job
+        -> one commit -> the loop: models change, subscribers wake, callers are answered
+
+While one group is being synced the next one gathers, so the syncs per second stay the same
+while the jobs per sync grow with the number of callers.
+
+Invariant: a job is answered only after its commit is on disk, in the order of the commit.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pykka
+
+from ..actors.errors import ResourceExhausted
+from .database import Damaged, Database, Record
+from .events import Event
+from .transaction import Change, Transaction
+
+
+class StoreFault(Exception):
+    """The database can no longer be written; the store must be opened anew."""
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A caller's work on its way through the writer and back."""
+
+    work: Callable[[Transaction], Any]
+    finished: Callable[[], None]
+    """Called on the loop when `result` or `error` is set."""
+    withdrawn: bool = False
+    """The caller no longer waits. Looked at just before the job would run."""
+    result: Any = None
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """A group that is on disk (or failed, then without changes), sent to the loop."""
+
+    jobs: Sequence[Job]
+    changes: Sequence[Change] = ()
+    events: Sequence[Event] = ()
+    first_seq: int
+    fault: StoreFault | None = None
+    """The database can no longer be written. No further group will commit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """What the database held when it was opened."""
+
+    records: Sequence[tuple[str, str, str, Record]]
+    damaged: Sequence[Damaged]
+    first_seq: int
+    last_seq: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Open:
+    """Sent once by the store's `open`; answered with `Loaded`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drain:
+    """Jobs are pending. Sent with the first of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Close:
+    """Finish what is pending and close. Answered when the file is closed."""
+
+
+@dataclass(slots=True)
+class Pending:
+    """Jobs handed from the loop to the writer. At most one `Drain` is on its way."""
+
+    jobs: deque[Job] = field(default_factory=deque[Job])
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    drain_sent: bool = False
+
+    def add(self, job: Job) -> bool:
+        """Add a job; True when a `Drain` must be sent."""
+        with self.lock:
+            self.jobs.append(job)
+            must_send, self.drain_sent = not self.drain_sent, True
+            return must_send
+
+    def take(self, jobs_max: int) -> list[Job]:
+        """The oldest jobs; when there are none the next one sends a `Drain` again."""
+        with self.lock:
+            taken = [self.jobs.popleft() for _ in range(min(jobs_max, len(self.jobs)))]
+            if not taken:
+                self.drain_sent = False
+            return taken
+
+
+class Writer(pykka.ThreadingActor):
+    """Owns the database. Never raises into pykka: every failure is an answer or a fault."""
+
+    # The process may end while a sync hangs in the kernel.
+    use_daemon_thread = True
+
+    def __init__(
+        self,
+        path: Path,
+        pending: Pending,
+        deliver: Callable[[Committed], None],
+        group_max: int,
+        events_kept_max: int,
+    ) -> None:
+        super().__init__()
+        self._path = path
+        self._pending = pending
+        self._deliver = deliver
+        self._group_max = group_max
+        self._events_kept_max = events_kept_max
+        self._database: Database | None = None
+        self._fault: StoreFault | None = None
+        self._first_seq = 1
+        self._last_seq = 0
+
+    def on_receive(self, message: Open | Drain | Close) -> Loaded | BaseException | None:
+        """Answer `Open` with `Loaded` or with the exception that prevents it."""
+        match message:
+            case Open():
+                try:
+                    return self._open()
+                except Exception as error:
+                    return error
+            case Drain():
+                self._drain()
+                return None
+            case Close():
+                self._drain()
+                if self._database is not None:
+                    self._database.close()
+                    self._database = None
+                return None
+
+    def _open(self) -> Loaded:
+        database = Database(self._path)
+        try:
+            records = list(database.load())
+            self._first_seq, self._last_seq = database.event_bounds()
+            damaged = database.damaged()
+        except BaseException:
+            database.close()
+            raise
+        self._database = database
+        return Loaded(
+            records=records,
+            damaged=damaged,
+            first_seq=self._first_seq,
+            last_seq=self._last_seq,
+        )
+
+    def _drain(self) -> None:
+        while jobs := self._pending.take(self._group_max):
+            live = [job for job in jobs if not job.withdrawn]
+            if live:
+                self._deliver(self._commit(live))
+
+    def _commit(self, jobs: Sequence[Job]) -> Committed:
+        if self._fault is not None or self._database is None:
+            return self._failed(jobs, self._fault or StoreFault("the store is closed"))
+        try:
+            return self._commit_group(self._database, jobs)
+        except sqlite3.Error as error:
+            self._undo(self._database)
+            full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
+            if not full:
+                # What the file holds now is known only after it has been opened anew.
+                self._fault = StoreFault(f"{self._path}: {error}")
+                self._fault.__cause__ = error
+                return self._failed(jobs, self._fault)
+            if len(jobs) == 1:
+                return self._failed(jobs, ResourceExhausted("store: no space left on device"))
+        # One large job must not take the small ones with it: each tries alone.
+        for job in jobs[:-1]:
+            self._deliver(self._commit([job]))
+        return self._commit(jobs[-1:])
+
+    def _commit_group(self, database: Database, jobs: Sequence[Job]) -> Committed:
+        changes: list[Change] = []
+        events: list[Event] = []
+        execute = database.connection.execute
+        execute("BEGIN IMMEDIATE")
+        for job in jobs:
+            transaction = Transaction(database)
+            execute("SAVEPOINT job")
+            try:
+                job.result, job.error = job.work(transaction), None
+            except sqlite3.Error:
+                raise
+            except Exception as error:
+                job.error = error
+                execute("ROLLBACK TO job")
+            else:
+                changes += transaction.changes
+                events += transaction.events
+            execute("RELEASE job")
+        first_seq = self._trim(database, events)
+        execute("COMMIT")
+        self._first_seq = first_seq
+        if events:
+            self._last_seq = events[-1].seq
+        return Committed(jobs=jobs, changes=changes, events=events, first_seq=first_seq)
+
+    def _trim(self, database: Database, events: Sequence[Event]) -> int:
+        # In strides, so that not every commit pays for a deletion.
+        last_seq = events[-1].seq if events else self._last_seq
+        stride = max(1, self._events_kept_max // 64)
+        if last_seq - self._first_seq + 1 < self._events_kept_max + stride:
+            return self._first_seq
+        first_seq = last_seq - self._events_kept_max + 1
+        database.trim_events(first_seq)
+        return first_seq
+
+    def _undo(self, database: Database) -> None:
+        try:
+            if database.connection.in_transaction:
+                database.connection.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            self._fault = StoreFault(f"{self._path}: {error}")
+
+    def _failed(self, jobs: Sequence[Job], error: Exception) -> Committed:
+        for job in jobs:
+            job.result, job.error = None, error
+        return Committed(jobs=jobs, first_seq=self._first_seq, fault=self._fault)
