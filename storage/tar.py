@@ -1,0 +1,426 @@
+"""A tar stream, read once from front to back, within bounds.
+
+Terms. A *header block* is 512 bytes; an *entry* is one file as its header blocks, pax records
+and GNU extensions describe it, all joined; its *data* follows in the stream and is there until
+the next entry is asked for.
+
+The reader understands ustar, pax (global and per file), GNU long names, GNU base-256 numbers
+and all four sparse formats (old GNU; pax 0.0, 0.1, 1.0). It allocates nothing that a header
+merely claims: long names and pax records are bounded by `Bounds.header_bytes_max` before they
+are read, data is handed on in pieces of what the stream gives.
+
+Names are bytes, as the kernel's are. What is malformed raises `InvalidArgument`.
+"""
+
+import enum
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from ..actors.errors import InvalidArgument, ResourceExhausted
+
+BLOCK = 512
+XATTR_PREFIX = b"SCHILY.xattr."
+
+
+class EntryKind(enum.Enum):
+    """What an entry is."""
+
+    FILE = "file"
+    DIRECTORY = "directory"
+    SYMLINK = "symlink"
+    HARD_LINK = "hard link"
+    CHARACTER_DEVICE = "character device"
+    BLOCK_DEVICE = "block device"
+    FIFO = "fifo"
+
+
+KINDS: Mapping[bytes, EntryKind] = {
+    b"0": EntryKind.FILE,
+    b"\0": EntryKind.FILE,
+    b"7": EntryKind.FILE,  # contiguous: a plain file everywhere but on systems of old
+    b"S": EntryKind.FILE,  # old GNU sparse
+    b"1": EntryKind.HARD_LINK,
+    b"2": EntryKind.SYMLINK,
+    b"3": EntryKind.CHARACTER_DEVICE,
+    b"4": EntryKind.BLOCK_DEVICE,
+    b"5": EntryKind.DIRECTORY,
+    b"6": EntryKind.FIFO,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """How much a stream may ask for."""
+
+    entries_max: int = 2_000_000
+    name_bytes_max: int = 4095
+    header_bytes_max: int = 1 << 20
+    sparse_pieces_max: int = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One file of the archive.
+
+    `size_bytes` is the size of the file to be; `pieces`, when the file is sparse, are the
+    (offset, length) runs whose bytes the stream holds, in order and apart.
+    """
+
+    kind: EntryKind
+    name: bytes
+    link: bytes
+    mode: int
+    uid: int
+    gid: int
+    size_bytes: int
+    mtime_ns: int
+    major: int
+    minor: int
+    xattrs: Mapping[bytes, bytes] = field(default_factory=dict[bytes, bytes])
+    pieces: tuple[tuple[int, int], ...] | None = None
+
+
+def parse_number(raw: bytes, what: str) -> int:
+    """A header's number: octal digits, or base 256 when the first bit is set."""
+    if raw and raw[0] & 0x80:
+        value = int.from_bytes(raw, "big")
+        bits = len(raw) * 8
+        value -= 1 << (bits - 1)
+        # Two's complement in the bits below the marker.
+        if value >= 1 << (bits - 2):
+            value -= 1 << (bits - 1)
+        return value
+    digits = raw.split(b"\0", 1)[0].strip(b" ")
+    if not digits:
+        return 0
+    # int() alone would take signs, underscores and whitespace.
+    if digits.strip(b"01234567"):
+        raise InvalidArgument(f"tar header: {what} is no number")
+    return int(digits, 8)
+
+
+def parse_pax(raw: bytes) -> dict[bytes, bytes]:
+    """The records of a pax header: `length key=value\\n`, the later of two alike wins."""
+    records: dict[bytes, bytes] = {}
+    sparse_map: list[bytes] = []
+    start = 0
+    while start < len(raw):
+        space = raw.find(b" ", start, start + 20)
+        digits = raw[start:space] if space > 0 else b""
+        if not digits.isdigit():
+            # Some writers pad with NUL bytes.
+            if not raw[start:].strip(b"\0"):
+                break
+            raise InvalidArgument("pax header: a record has no length")
+        end = start + int(digits)
+        if end > len(raw) or end <= space + 1 or raw[end - 1] != 0x0A:
+            raise InvalidArgument("pax header: a record's length is wrong")
+        key, equals, value = raw[space + 1 : end - 1].partition(b"=")
+        if not equals or not key:
+            raise InvalidArgument("pax header: a record has no key")
+        if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):
+            # Format 0.0 repeats these keys, one pair for each piece.
+            sparse_map.append(value)
+        else:
+            records[key] = value
+        start = end
+    if sparse_map:
+        records[b"GNU.sparse.map"] = b",".join(sparse_map)
+    return records
+
+
+def _decimal(raw: bytes, what: str) -> int:
+    if not raw.isdigit() or len(raw) > 20:
+        raise InvalidArgument(f"pax header: {what} is no number")
+    return int(raw)
+
+
+def parse_time_ns(raw: bytes) -> int:
+    """A pax time, decimal seconds with a fraction, in nanoseconds."""
+    negative = raw.startswith(b"-")
+    whole, _, fraction = raw.removeprefix(b"-").partition(b".")
+    if not whole.isdigit() or len(whole) > 12 or (fraction and not fraction.isdigit()):
+        raise InvalidArgument("pax header: a time is no number")
+    value = int(whole) * 1_000_000_000 + int(fraction[:9].ljust(9, b"0"))
+    return -value if negative else value
+
+
+def _has_checksum(block: bytes) -> bool:
+    stored = block[148:156].split(b"\0", 1)[0].strip(b" ")
+    if not stored or stored.strip(b"01234567"):
+        return False
+    unsigned = sum(block) - sum(block[148:156]) + 8 * 32
+    if int(stored, 8) == unsigned:
+        return True
+    # Writers of old summed signed bytes.
+    high = sum(1 for byte in block[:148] + block[156:] if byte >= 128)
+    return int(stored, 8) == unsigned - 256 * high
+
+
+def _text(raw: bytes) -> bytes:
+    return raw.split(b"\0", 1)[0]
+
+
+class TarReader:
+    """The entries of one stream, in order; `data` yields the current one's bytes.
+
+    `read(n)` gives between 1 and n bytes, or none at the end of the stream.
+    """
+
+    def __init__(self, read: Callable[[int], bytes], bounds: Bounds | None = None) -> None:
+        self._read = read
+        self._bounds = bounds or Bounds()
+        # Invariant: bytes of the current entry still in the stream, and its padding.
+        self._left = 0
+        self._padding = 0
+        self._globals: dict[bytes, bytes] = {}
+
+    def __iter__(self) -> Iterator[Entry]:
+        """Each entry; asking for the next one skips what is left of this one's data."""
+        count = 0
+        while True:
+            entry = self._next()
+            if entry is None:
+                return
+            count += 1
+            if count > self._bounds.entries_max:
+                raise ResourceExhausted(f"tar: more than {self._bounds.entries_max} entries")
+            yield entry
+
+    def data(self) -> Iterator[bytes]:
+        """The current entry's bytes as the stream holds them; for a sparse one its pieces."""
+        while self._left:
+            piece = self._read(min(self._left, 1 << 20))
+            if not piece:
+                raise InvalidArgument("tar: the stream ends within a file")
+            self._left -= len(piece)
+            yield piece
+
+    def _exactly(self, count: int) -> bytes:
+        pieces: list[bytes] = []
+        while count:
+            piece = self._read(count)
+            if not piece:
+                raise InvalidArgument("tar: the stream ends too early")
+            pieces.append(piece)
+            count -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _skip(self) -> None:
+        for _ in self.data():
+            pass
+        if self._padding:
+            self._exactly(self._padding)
+            self._padding = 0
+
+    def _begin(self, size_bytes: int) -> None:
+        self._left = size_bytes
+        self._padding = -size_bytes % BLOCK
+
+    def _block(self) -> bytes | None:
+        first = self._read(BLOCK)
+        if not first:
+            # A stream without its two zero blocks; tolerated, as everyone does.
+            return None
+        block = first if len(first) == BLOCK else first + self._exactly(BLOCK - len(first))
+        return block if block.strip(b"\0") else None
+
+    def _extension(self, size_bytes: int) -> bytes:
+        if not 0 <= size_bytes <= self._bounds.header_bytes_max:
+            raise ResourceExhausted(
+                f"tar: a header of {size_bytes} bytes, at most"
+                f" {self._bounds.header_bytes_max} are allowed"
+            )
+        self._begin(size_bytes)
+        raw = self._exactly(size_bytes)
+        self._left = 0
+        self._skip()
+        return raw
+
+    def _next(self) -> Entry | None:
+        self._skip()
+        records: dict[bytes, bytes] = {}
+        long_name: bytes | None = None
+        long_link: bytes | None = None
+        extended_bytes = 0
+        while True:
+            block = self._block()
+            if block is None:
+                if records or long_name is not None or long_link is not None:
+                    raise InvalidArgument("tar: the stream ends after an extended header")
+                return None
+            if not _has_checksum(block):
+                raise InvalidArgument("tar: a header's checksum is wrong")
+            flag = block[156:157]
+            size_bytes = parse_number(block[124:136], "size")
+            if flag in (b"x", b"g", b"L", b"K"):
+                raw = self._extension(size_bytes)
+                extended_bytes += BLOCK + len(raw)
+                # One entry may bring several of them; together they keep the same bound.
+                if extended_bytes > self._bounds.header_bytes_max + 4 * BLOCK:
+                    raise ResourceExhausted("tar: one entry's headers are too large")
+                if flag == b"x":
+                    records.update(parse_pax(raw))
+                elif flag == b"g":
+                    self._globals.update(parse_pax(raw))
+                    if sum(map(len, self._globals.values())) > self._bounds.header_bytes_max:
+                        raise ResourceExhausted("tar: the global headers are too large")
+                elif flag == b"L":
+                    long_name = _text(raw)
+                else:
+                    long_link = _text(raw)
+                continue
+            return self._entry(block, flag, size_bytes, records, long_name, long_link)
+
+    def _entry(
+        self,
+        block: bytes,
+        flag: bytes,
+        size_bytes: int,
+        records: dict[bytes, bytes],
+        long_name: bytes | None,
+        long_link: bytes | None,
+    ) -> Entry:
+        kind = KINDS.get(flag)
+        if kind is None:
+            raise InvalidArgument(f"tar: an entry of unknown type {flag!r}")
+        records = self._globals | records
+
+        name = _text(block[:100])
+        link = _text(block[157:257])
+        # Only POSIX's ustar has a prefix; GNU keeps times in its place.
+        if block[257:263] == b"ustar\0" and block[345]:
+            name = _text(block[345:500]) + b"/" + name
+        if long_name is not None:
+            name = long_name
+        if long_link is not None:
+            link = long_link
+        name = records.get(b"GNU.sparse.name") or records.get(b"path") or name
+        link = records.get(b"linkpath", link)
+
+        for text, what in ((name, "name"), (link, "link name")):
+            if b"\0" in text:
+                raise InvalidArgument(f"tar: a {what} contains a NUL byte")
+            if len(text) > self._bounds.name_bytes_max:
+                raise InvalidArgument(f"tar: a {what} of {len(text)} bytes is too long")
+        if not name:
+            raise InvalidArgument("tar: an entry has no name")
+        # Before POSIX a directory was a file whose name ends in a slash.
+        if kind is EntryKind.FILE and name.endswith(b"/"):
+            kind = EntryKind.DIRECTORY
+
+        def number(key: bytes, start: int, end: int) -> int:
+            if key in records:
+                return _decimal(records[key], key.decode())
+            return parse_number(block[start:end], key.decode())
+
+        if b"size" in records:
+            size_bytes = _decimal(records[b"size"], "size")
+        if not 0 <= size_bytes < 1 << 63:
+            raise InvalidArgument("tar: a size is out of range")
+        if kind is not EntryKind.FILE:
+            # Some writers give directories and links a size that no data follows; readers at
+            # large trust that none does.
+            size_bytes = 0
+        self._begin(size_bytes)
+
+        if b"mtime" in records:
+            mtime_ns = parse_time_ns(records[b"mtime"])
+        else:
+            mtime_ns = parse_number(block[136:148], "mtime") * 1_000_000_000
+        if not -(1 << 33) <= mtime_ns // 1_000_000_000 < 1 << 34:
+            raise InvalidArgument("tar: a time is out of range")
+
+        pieces = None
+        if kind is EntryKind.FILE:
+            size_bytes, pieces = self._sparse(block, flag, size_bytes, records)
+
+        return Entry(
+            kind=kind,
+            name=name,
+            link=link,
+            mode=parse_number(block[100:108], "mode") & 0o7777,
+            uid=number(b"uid", 108, 116),
+            gid=number(b"gid", 116, 124),
+            size_bytes=size_bytes,
+            mtime_ns=mtime_ns,
+            major=parse_number(block[329:337], "major"),
+            minor=parse_number(block[337:345], "minor"),
+            xattrs={
+                key.removeprefix(XATTR_PREFIX): value
+                for key, value in records.items()
+                if key.startswith(XATTR_PREFIX)
+            },
+            pieces=pieces,
+        )
+
+    def _sparse(
+        self, block: bytes, flag: bytes, size_bytes: int, records: Mapping[bytes, bytes]
+    ) -> tuple[int, tuple[tuple[int, int], ...] | None]:
+        numbers: list[int]
+        if flag == b"S":
+            numbers, real_bytes = self._old_gnu_map(block)
+        elif records.get(b"GNU.sparse.major") == b"1":
+            real_bytes = _decimal(records.get(b"GNU.sparse.realsize", b""), "realsize")
+            numbers = self._map_in_data()
+        elif b"GNU.sparse.map" in records:
+            raw = records.get(b"GNU.sparse.size", records.get(b"GNU.sparse.realsize", b""))
+            real_bytes = _decimal(raw, "sparse size")
+            numbers = [_decimal(n, "map") for n in records[b"GNU.sparse.map"].split(b",") if n]
+        elif b"GNU.sparse.size" in records:
+            real_bytes = _decimal(records[b"GNU.sparse.size"], "sparse size")
+            numbers = []
+        else:
+            return size_bytes, None
+        if len(numbers) % 2 or len(numbers) > 2 * self._bounds.sparse_pieces_max:
+            raise InvalidArgument("tar: a sparse map is malformed")
+        pieces = tuple(zip(numbers[::2], numbers[1::2], strict=True))
+        at = 0
+        for offset, length in pieces:
+            if offset < at or length < 0:
+                raise InvalidArgument("tar: a sparse map's pieces overlap")
+            at = offset + length
+        if not at <= real_bytes < 1 << 63 or sum(n for _, n in pieces) != self._left:
+            raise InvalidArgument("tar: a sparse map does not fit its file")
+        return real_bytes, pieces
+
+    def _old_gnu_map(self, block: bytes) -> tuple[list[int], int]:
+        """The map in the header and in the blocks that follow it, before the data."""
+        real_bytes = parse_number(block[483:495], "real size")
+        numbers = self._old_gnu_pieces(block[386:482])
+        extended = block[482]
+        while extended:
+            more = self._exactly(BLOCK)
+            numbers += self._old_gnu_pieces(more[:504])
+            extended = more[504]
+            if len(numbers) > 2 * self._bounds.sparse_pieces_max:
+                raise ResourceExhausted("tar: a sparse map is too long")
+        return numbers, real_bytes
+
+    @staticmethod
+    def _old_gnu_pieces(raw: bytes) -> list[int]:
+        numbers: list[int] = []
+        for at in range(0, len(raw), 24):
+            if not raw[at]:
+                break
+            numbers.append(parse_number(raw[at : at + 12], "sparse offset"))
+            numbers.append(parse_number(raw[at + 12 : at + 24], "sparse length"))
+        return numbers
+
+    def _map_in_data(self) -> list[int]:
+        """Format 1.0: decimal lines at the front of the data, padded to a block."""
+        lines: list[bytes] = []
+        rest = b""
+        wanted = 1
+        while len(lines) < wanted:
+            if self._left < BLOCK:
+                raise InvalidArgument("tar: a sparse map is cut short")
+            got = (rest + self._exactly(BLOCK)).split(b"\n")
+            self._left -= BLOCK
+            rest = got.pop()
+            lines += got
+            if lines and wanted == 1:
+                wanted = 1 + 2 * _decimal(lines[0], "sparse count")
+            if max(wanted, len(lines)) > 2 * self._bounds.sparse_pieces_max or len(rest) > 64:
+                raise ResourceExhausted("tar: a sparse map is too long")
+        return [_decimal(line, "map") for line in lines[1:wanted]]
