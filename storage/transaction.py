@@ -53,7 +53,7 @@ class Transaction:
 
     def put(self, kind: str, namespace: str, key: str, value: Record) -> None:
         """Write the record whole. Its namespace comes into being where containerd's would."""
-        if kind in MAKES_NAMESPACE and not self._exists("namespace", "", namespace):
+        if kind in MAKES_NAMESPACE and not self.exists("namespace", "", namespace):
             self._put("namespace", "", namespace, {"labels": {}})
         self._put(kind, namespace, key, value)
 
@@ -96,6 +96,14 @@ class Transaction:
             if key.startswith(prefix):
                 yield Row(row_namespace, key, _verified(kind, key, value, checksum))
 
+    def keys(self, kind: str, namespace: str, prefix: str = "") -> list[str]:
+        """The keys of a kind in one namespace that begin with `prefix`, in order."""
+        rows = self._database.connection.execute(
+            "SELECT key FROM record WHERE kind = ? AND namespace = ? AND key >= ? ORDER BY key",
+            (kind, namespace, prefix),
+        )
+        return [key for (key,) in rows if key.startswith(prefix)]
+
     def emit(
         self,
         namespace: str,
@@ -128,7 +136,8 @@ class Transaction:
         self.events.append(event)
         return event.seq
 
-    def _exists(self, kind: str, namespace: str, key: str) -> bool:
+    def exists(self, kind: str, namespace: str, key: str) -> bool:
+        """True when there is such a record, sound or not."""
         row = self._database.connection.execute(
             "SELECT 1 FROM record WHERE kind = ? AND namespace = ? AND key = ?",
             (kind, namespace, key),
