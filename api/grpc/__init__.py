@@ -1,0 +1,14 @@
+"""gRPC over h2 on trio: server and client, unix sockets, no thread and no second event loop.
+
+    limits      every bound in one frozen dataclass
+    codec       bytes and headers: message frames, timeouts, statuses, metadata; plain functions
+    goaway      takes GOAWAY out of the incoming bytes, which h2 answers too harshly
+    stream      one HTTP/2 stream: its inbox, its output, its flow control
+    connection  one socket: a reader that waits for nobody, a writer that alone sends
+    call        what a handler sees: metadata, peer, `recv`, `send`
+    service     methods by path, from a service's descriptor and its handlers
+    server      accepts, starts handlers, tells statuses, drains
+    client      Channel: unary calls and streams
+
+Only h2's public API is used. Hazards that shaped the code are told where the code meets them.
+"""
