@@ -20,7 +20,7 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,11 +110,25 @@ def _lenient_text(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
+class Journal:
+    """The keys of the records put since it was handed to `Transaction.keep_journal`.
+
+    Filled in the writer's thread; may hold more than was committed, never less.
+    """
+
+    def __init__(self) -> None:
+        self.keys: set[tuple[str, str, str]] = set()
+        self.closed = False
+        """Set by its owner, when it need not be filled any longer."""
+
+
 class Database:
     """The open database. Belongs to the thread that opened it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.journals: Sequence[Journal] = ()
+        """Who is told of the keys that are put."""
         self._lock_fd = _lock(path)
         try:
             self.connection = sqlite3.connect(path, isolation_level=None, timeout=5.0)

@@ -27,7 +27,7 @@ from typing import TypeVar, cast
 import pykka
 import trio
 
-from .database import Damaged, EventRows, Record, Row, SchemaTooNew, StoreLocked
+from .database import Damaged, EventRows, Journal, Record, Row, SchemaTooNew, StoreLocked
 from .events import EventLog
 from .models import Models
 from .transaction import Change, Transaction
@@ -36,6 +36,7 @@ from .writer import Close, Committed, Drain, Job, Loaded, Open, Pending, StoreFa
 __all__ = [
     "Change",
     "Damaged",
+    "Journal",
     "Record",
     "Row",
     "SchemaTooNew",

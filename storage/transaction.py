@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import cbor2
 
 from ..actors.errors import DataLoss
-from .database import Database, Record, Row, decode_record, encode
+from .database import Database, Journal, Record, Row, decode_record, encode
 from .events import Event
 
 # The kinds whose first record brings their namespace into being.
@@ -59,6 +59,8 @@ class Transaction:
 
     def _put(self, kind: str, namespace: str, key: str, value: Record) -> None:
         data, checksum = encode(value)
+        for journal in self._database.journals:
+            journal.keys.add((kind, namespace, key))
         self._database.connection.execute(
             "INSERT OR REPLACE INTO record VALUES (?, ?, ?, ?, ?)",
             (kind, namespace, key, data, checksum),
@@ -135,6 +137,11 @@ class Transaction:
         )
         self.events.append(event)
         return event.seq
+
+    def keep_journal(self, journal: Journal) -> None:
+        """Note in `journal` whatever is put from now on, until it is closed."""
+        journals = [one for one in self._database.journals if not one.closed]
+        self._database.journals = [*journals, journal]
 
     def exists(self, kind: str, namespace: str, key: str) -> bool:
         """True when there is such a record, sound or not."""
