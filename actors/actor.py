@@ -62,7 +62,7 @@ class Actor(HostedActor):
         super().__init__(*args, **kwargs)
         self.cell = Cell(self, cast("Mailbox", self.actor_inbox))
         self.actor_stopped = cast("Any", Flag())  # the part of threading.Event that is used
-        ref: Ref[Self] = Ref(self)
+        ref: Ref[Any] = Ref(self)
         self.cell.ref = ref
         self.adopt_ref(ref)
 
@@ -190,7 +190,9 @@ class Actor(HostedActor):
                     await ref.wait_exit()
 
     @classmethod
-    def start(cls, *args: Any, **kwargs: Any) -> Ref[Self]:
+    def start(  # pyright: ignore[reportIncompatibleMethodOverride]  # Ref is invariant, as pykka's
+        cls, *args: Any, **kwargs: Any
+    ) -> Ref[Self]:
         """pykka's start: returns before `on_start` has run; usable from any thread."""
         actor = cls(*args, **kwargs)
         if cls.pykka_rules:
@@ -235,11 +237,11 @@ class Actor(HostedActor):
         """Why the actor ended, from what was raised; ^C and SystemExit end the whole system."""
         if isinstance(error, StopActor):
             return error.reason
-        fatal: BaseException | None = None
+        fatal: Any = None
         if isinstance(error, BaseExceptionGroup):
             group = cast("BaseExceptionGroup[BaseException]", error)
             fatal = group.subgroup((KeyboardInterrupt, SystemExit))
-        elif isinstance(error, (KeyboardInterrupt, SystemExit)):
+        elif not isinstance(error, Exception):
             fatal = error
         if fatal is not None:
             self.system.end_with(fatal)

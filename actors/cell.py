@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import pykka
 import trio
 
 from .exits import KILL, KILLED, NOPROC, ActorExited, Exit, Kind, StartFailed
@@ -234,6 +235,8 @@ class Cell:
         self.exit = reason.without_exception()
         self.ref.actor_stopped.set()
         self.system.forget(self)
+        if actor.pykka_rules:
+            pykka.ActorRegistry.unregister(self.ref)
         if reason.kind is Kind.CRASH and (self.started is None or self.started.done()):
             actor.report_crash(reason)
         if self.started is not None and not self.started.done():

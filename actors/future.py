@@ -11,9 +11,9 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, Final, TypeVar, cast
 
-import outcome
 import pykka
 import trio
+from outcome import Error, Outcome, Value
 from trio.lowlevel import Abort, RaiseCancelT, reschedule, wait_task_rescheduled
 
 from .exits import WouldBlockLoop
@@ -30,7 +30,7 @@ _LOCK: Final = threading.Lock()  # publishes results between threads; held for a
 class Future(HookedFuture[T]):
     """An answer that is there, or on its way."""
 
-    outcome: "outcome.Outcome[T] | None" = None
+    outcome: Outcome[T] | None = None
     withdrawn = False
     """The caller no longer waits: a request still queued is skipped, an answer dropped."""
 
@@ -49,20 +49,21 @@ class Future(HookedFuture[T]):
 
     def set(self, value: Any = None) -> None:
         """Answer with a value; raises `queue.Full` on a second answer, as pykka's do."""
-        self._publish(outcome.Value(cast("T", value)))
+        self._publish(Value(cast("T", value)))
 
     def set_exception(self, exc_info: Any = None) -> None:
         """Answer with the exception being handled, or with an `exc_info` triple."""
         kind, error, traceback = exc_info or sys.exc_info()
         if error is None:
+            assert kind is not None
             error = kind()
         if error.__traceback__ is not traceback:
             error = error.with_traceback(traceback)
-        self._publish(outcome.Error(error))
+        self._publish(Error(error))
 
     def set_error(self, error: BaseException) -> None:
         """Answer with an exception."""
-        self._publish(outcome.Error(error))
+        self._publish(Error(error))
 
     def set_get_hook(self, func: Any) -> None:
         """Let `get` compute the answer; refused once there is one."""
@@ -70,7 +71,7 @@ class Future(HookedFuture[T]):
             raise queue.Full
         super().set_get_hook(func)
 
-    def _publish(self, result: "outcome.Outcome[T]") -> None:
+    def _publish(self, result: Outcome[T]) -> None:
         with _LOCK:
             if self.outcome is not None or self.hooked:
                 raise queue.Full
@@ -92,9 +93,9 @@ class Future(HookedFuture[T]):
     def _answer(self) -> T:
         result = self.outcome
         assert result is not None
-        if isinstance(result, outcome.Error):
+        if isinstance(result, Error):
             raise result.error  # not unwrap(), which may be called only once
-        return cast("outcome.Value[T]", result).value
+        return cast("Value[T]", result).value
 
     # -- from a thread
 
@@ -160,22 +161,26 @@ class Future(HookedFuture[T]):
         """The answer passed through `func`."""
         return _derive(super().map(func), [self], lambda values: func(values[0]))
 
-    def filter(  # type: ignore[override]
-        self: "Future[Iterable[J]]", func: Callable[[J], bool]
-    ) -> "Future[Iterable[J]]":
+    def filter(self: "Future[Iterable[J]]", func: Callable[[J], bool]) -> "Future[Iterable[J]]":
         """The items of the answer for which `func` holds."""
-        return _derive(super().filter(func), [self], lambda values: list(filter(func, values[0])))
+        items: pykka.Future[Any] = self
+        base: Any = pykka.Future[Any]
+        return _derive(
+            pykka.Future.filter(items, func),
+            [self],
+            lambda values: [item for item in values[0] if func(item)],
+        )
 
     def join(self: "Future[Any]", *futures: pykka.Future[Any]) -> "Future[Iterable[Any]]":
         """The answers of all, as a list."""
         return _derive(super().join(*futures), [self, *futures], list)
 
-    def reduce(  # type: ignore[override]
-        self: "Future[Iterable[J]]", func: Callable[[R, J], R], *args: R
-    ) -> "Future[R]":
+    def reduce(self: "Future[Iterable[J]]", func: Callable[[R, J], R], *args: R) -> "Future[R]":
         """The items of the answer folded with `func`."""
+        items: pykka.Future[Any] = self
+        base: Any = pykka.Future[Any]
         return _derive(
-            super().reduce(func, *args),
+            base.reduce(items, func, *args),
             [self],
             lambda values: functools.reduce(func, values[0], *args),
         )
@@ -194,7 +199,8 @@ def _derive(
 async def wait_for(future: pykka.Future[T]) -> T:
     """Await any future of pykka's on the loop; one that is not ours costs a worker thread."""
     if isinstance(future, Future):
-        return await cast("Future[T]", future).wait()
-    return await trio.to_thread.run_sync(
+        return await future.wait()
+    answer: T = await trio.to_thread.run_sync(
         functools.partial(future.get, timeout=None), abandon_on_cancel=True
     )
+    return answer

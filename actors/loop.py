@@ -135,16 +135,16 @@ async def _receive(actor: "Actor", cell: Cell) -> Exit:
     left = BUDGET
     while True:
         if box.system:
-            message = box.system.popleft()
-            if isinstance(message, Shutdown):
-                return message.reason
-            await _handle_system(actor, cell, message)
+            order = box.system.popleft()
+            if isinstance(order, Shutdown):
+                return order.reason
+            await _handle_system(actor, cell, order)
             handle = handler_of(actor, cell)
         elif user and not cell.suspended:
             envelope = user.popleft()
             if box.waiting is not None:
                 box.admit()
-            message = envelope.message
+            message: Any = envelope.message
             reply = envelope.reply_to
             if type(message) is Stop:
                 if reply is not None:
@@ -154,7 +154,7 @@ async def _receive(actor: "Actor", cell: Cell) -> Exit:
                 continue
             cell.current = envelope
             try:
-                answer = handle(message)
+                answer: Any = handle(message)
                 if type(answer) is CoroutineType:
                     cell.current_since_s = now_s()
                     answer = await answer

@@ -251,7 +251,8 @@ def refuse(envelope: Envelope[Any], error: BaseException) -> None:
         return
     if isinstance(envelope.message, Stop) and isinstance(error, ActorExited):
         reply.set(None)  # it was to stop, and it has
-    elif not isinstance(reply, Future):
+    elif isinstance(reply, Future):
+        if not reply.withdrawn and not reply.done():
+            reply.set_error(error)
+    else:
         reply.set_exception((type(error), error, error.__traceback__))
-    elif not reply.withdrawn and not reply.done():
-        reply.set_error(error)

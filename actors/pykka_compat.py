@@ -66,11 +66,11 @@ class HostedActor(pykka.Actor):
 
     # pykka declares these two static, and calls them through the instance or its class.
     @classmethod
-    def _create_actor_inbox(cls) -> ActorInbox:  # type: ignore[override]
+    def _create_actor_inbox(cls) -> ActorInbox:
         return cls.new_mailbox()
 
     @classmethod
-    def _create_future(cls) -> pykka.Future[Any]:  # type: ignore[override]
+    def _create_future(cls) -> pykka.Future[Any]:
         return cls.new_future()
 
     def _start_actor_loop(self) -> None:
@@ -94,9 +94,21 @@ class ThreadLoop(pykka.ThreadingActor):
         return pykka.ThreadingActor._create_actor_inbox()
 
     @classmethod
-    def _create_actor_inbox(cls) -> ActorInbox:  # type: ignore[override]
+    def _create_actor_inbox(cls) -> ActorInbox:
         return cls.new_inbox()
 
     def start_loop(self) -> None:
         """Start the thread."""
         self._start_actor_loop()
+
+    def announce_start(self, error: BaseException | None) -> None:
+        """`on_start` is done, or has raised; called in the thread."""
+
+    def _actor_loop_setup(self) -> None:
+        try:
+            self.on_start()
+        except Exception as error:
+            self._handle_failure(type(error), error, error.__traceback__)
+            self.announce_start(error)
+        else:
+            self.announce_start(None)

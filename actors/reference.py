@@ -32,7 +32,7 @@ CALL_TIMEOUT_S = 5.0
 class Ref(pykka.ActorRef[A]):
     """One actor's address."""
 
-    actor_inbox: Mailbox
+    actor_inbox: Mailbox  # pyright: ignore[reportIncompatibleVariableOverride]
     actor_stopped: "Flag"  # type: ignore[assignment]  # has what pykka uses of an Event
 
     def __init__(self, actor: A) -> None:
@@ -130,11 +130,11 @@ async def call_any(
     """Ask any pykka actor, on the loop or in a thread, without blocking the loop."""
     if ref.actor_stopped.is_set():
         await trio.lowlevel.checkpoint()
-        reason = cast("Ref[Any]", ref).reason if isinstance(ref, Ref) else None
+        reason = ref.reason if isinstance(ref, Ref) else None
         raise ActorExited(ref, reason or NOPROC)
     reply: Future[Any] = Future()
     envelope = Envelope(message, reply_to=reply)
-    target = cast("Ref[Any]", ref).cell if isinstance(ref, Ref) else None
+    target = ref.cell if isinstance(ref, Ref) else None
     caller = handling_cell.get()
     if caller is not None and target is not None:
         if target is caller or target.waiting_on:

@@ -9,8 +9,10 @@ actors only through that ordered shutdown.
 """
 
 import logging
+import queue
+import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -33,8 +35,8 @@ log = logging.getLogger(__name__)
 class System:
     """The actors of one trio run: their nursery, their names, the way in from threads."""
 
-    _by_thread: "ClassVar[dict[int, System]]" = {}
-    _default: "ClassVar[System | None]" = None
+    _by_thread: ClassVar["dict[int, System]"] = {}
+    _default: ClassVar["System | None"] = None
 
     def __init__(self) -> None:
         self.thread_id = get_ident()
@@ -59,11 +61,12 @@ class System:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, *, stop_within_s: float = 5.0) -> "AsyncIterator[System]":
+    async def open(cls, *, stop_within_s: float = 5.0) -> "AsyncGenerator[System]":
         """Open a system for the block. `stop_within_s` is each actor's share at the end."""
         system = cls()
         outer_by_thread = cls._by_thread.get(system.thread_id)
         outer_default = cls._default
+        raised: BaseException | None = None
         async with trio.open_nursery() as nursery:
             with trio.CancelScope(shield=True):
                 await nursery.start(system._host)
@@ -71,6 +74,8 @@ class System:
             try:
                 with system._body:
                     yield system
+            except BaseException as error:
+                raised = error  # kept aside, or the nursery would wrap it in a group
             finally:
                 with trio.CancelScope(shield=True):
                     await system.stop(stop_within_s)
@@ -84,6 +89,24 @@ class System:
                 system._drain()
         if system._fatal:
             raise system._fatal[0]
+        if raised is not None:
+            try:
+                raise raised
+            finally:
+                del raised
+
+    @classmethod
+    def in_thread(cls) -> "System":
+        """Open a system in a daemon thread of its own, for a program that has no loop."""
+        opened: queue.SimpleQueue[System] = queue.SimpleQueue()
+
+        async def main() -> None:
+            async with cls.open() as system:
+                opened.put(system)
+                await trio.sleep_forever()
+
+        threading.Thread(target=trio.run, args=(main,), daemon=True, name="holdfast").start()
+        return opened.get()
 
     async def _host(self, task_status: trio.TaskStatus[None]) -> None:
         """Keep the actors' nursery, out of reach of a cancellation from outside."""
@@ -179,7 +202,10 @@ class System:
                 return
             if self.closed:
                 if isinstance(argument, Envelope):
-                    refuse(argument, pykka.ActorDeadError("the actor system has ended"))
+                    refuse(
+                        argument,
+                        pykka.ActorDeadError("the actor system has ended"),
+                    )
                 continue
             try:
                 function(argument)
