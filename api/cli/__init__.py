@@ -1,0 +1,12 @@
+"""The `holdfast` command: a client of the API socket, with Docker's conventions where they exist.
+
+main        the group, its options, how errors end
+session     one connection, or an embedded host where no daemon answers
+output      tables and JSON
+stdio       FIFOs, terminals, window sizes
+run         run, exec, attach
+containers  ps, wait, kill, pause, resume, rm, logs
+images      images, import, export
+stores      snapshots, content
+system      info, version, tree, crashes, events, completion
+"""

@@ -1,0 +1,200 @@
+"""info, version, tree, crashes, events, completion: the daemon itself."""
+
+import json
+from typing import Any
+
+import click
+import trio
+from click.shell_completion import get_completion_class
+from google.protobuf import json_format
+from google.protobuf.empty_pb2 import Empty
+
+from ..identity import REVISION, VERSION
+from ..proto.services import admin_pb2, events_pb2, version_pb2
+from ..proto.types_pb2 import Envelope
+from ..services.events import SINCE
+from .output import moment, records, say
+from .session import Where
+
+FORMATS = click.Choice(["table", "json"])
+STUCK_S = 1.0  # a message that is handled for longer is shown with its age
+
+
+@click.command()
+@click.option("--format", "output_format", type=FORMATS, default="table")
+@click.pass_obj
+def info(where: Where, output_format: str) -> None:
+    """Print what the daemon is and the host it runs on."""
+
+    async def work() -> admin_pb2.InfoResponse:
+        async with where.session() as session:
+            return await session.info()
+
+    answer = trio.run(work)
+    facts = json_format.MessageToDict(
+        answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    if output_format == "json":
+        say(json.dumps(facts, sort_keys=True))
+        return
+    width = max(len(key) for key in facts)
+    for key, value in facts.items():
+        say(f"{key.replace('_', ' '):<{width}}  {value}")
+
+
+@click.command()
+@click.pass_obj
+def version(where: Where) -> None:
+    """Print the versions of this command and of the daemon."""
+    say(f"client   {VERSION} {REVISION}".rstrip())
+
+    async def work() -> version_pb2.VersionResponse:
+        async with where.session() as session:
+            return await session.call("Version/Version", Empty(), version_pb2.VersionResponse)
+
+    answer = trio.run(work)
+    say(f"daemon   {answer.version} {answer.revision}".rstrip())
+
+
+@click.command()
+@click.option("--format", "output_format", type=FORMATS, default="table")
+@click.pass_obj
+def tree(where: Where, output_format: str) -> None:
+    """Print the live supervision tree."""
+
+    async def work() -> admin_pb2.TreeNode:
+        async with where.session() as session:
+            path = "admin/Tree"
+            return (await session.call(path, admin_pb2.TreeRequest(), admin_pb2.TreeResponse)).root
+
+    root = trio.run(work)
+    if output_format == "json":
+        say(json_format.MessageToJson(root, preserving_proto_field_name=True, indent=None))
+        return
+    for line in tree_lines(root):
+        say(line)
+
+
+def tree_lines(node: admin_pb2.TreeNode, lead: str = "", branch: str = "") -> list[str]:
+    """The tree as text, a node a line."""
+    facts = [node.state]
+    if node.restarts:
+        facts.append(f"{node.restarts} restart{'s' if node.restarts != 1 else ''}")
+    if node.mailbox:
+        facts.append(f"{node.mailbox} waiting")
+    if node.current and node.current_age_s >= STUCK_S:
+        facts.append(f"{node.current} for {node.current_age_s:.1f} s")
+    lines = [f"{lead}{branch}{node.name}  {', '.join(facts)}"]
+    below = lead + {"├─ ": "│  ", "└─ ": "   "}.get(branch, "")
+    for number, child in enumerate(node.children, 1):
+        last = number == len(node.children)
+        lines += tree_lines(child, below, "└─ " if last else "├─ ")
+    return lines
+
+
+@click.command()
+@click.option("--format", "output_format", type=FORMATS, default="table")
+@click.option("--traceback", is_flag=True, help="Print where each was raised.")
+@click.pass_obj
+def crashes(where: Where, output_format: str, traceback: bool) -> None:
+    """Print the crash reports that are kept, oldest first."""
+
+    async def work() -> list[admin_pb2.Crash]:
+        async with where.session() as session:
+            request = admin_pb2.CrashesRequest()
+            return list(
+                (await session.call("admin/Crashes", request, admin_pb2.CrashesResponse)).crashes
+            )
+
+    reports = trio.run(work)
+    rows: list[dict[str, Any]] = [
+        {
+            "at": moment(report.at.seconds),
+            "supervisor": report.supervisor,
+            "child": report.child,
+            "reason": report.reason,
+            "next_step": report.next_step,
+            "last_message": report.last_message,
+            "state": report.state,
+            "mailbox": report.mailbox,
+            "traceback": report.traceback,
+        }
+        for report in reports
+    ]
+    columns = ["at", "supervisor", "child", "reason", "next_step", "last_message"]
+    records(columns, rows, output_format=output_format)
+    if traceback and output_format == "table":
+        for report in reports:
+            say(f"\n{report.supervisor} / {report.child}\n{report.traceback}")
+
+
+@click.command(name="kill-actor", hidden=True)
+@click.argument("name")
+@click.pass_obj
+def kill_actor(where: Where, name: str) -> None:
+    """End one actor as a fault would; its supervisor decides what follows."""
+
+    async def work() -> None:
+        request = admin_pb2.KillActorRequest(name=name)
+        async with where.session() as session:
+            await session.call("admin/KillActor", request, admin_pb2.KillActorResponse)
+
+    trio.run(work)
+
+
+@click.command()
+@click.option("--since", type=int, default=None, help="Begin after this sequence number.")
+@click.option("--format", "output_format", type=FORMATS, default="table")
+@click.argument("filters", nargs=-1)
+@click.pass_obj
+def events(where: Where, since: int | None, output_format: str, filters: tuple[str, ...]) -> None:
+    """Print events as they happen, in containerd's filter language where filters are given."""
+
+    async def work() -> None:
+        async with where.session() as session:
+            metadata = dict(session.metadata)
+            if since is not None:
+                metadata[SINCE] = str(since)
+            path = "/containerd.services.events.v1.Events/Subscribe"
+            async with session.channel.stream(path, Envelope, metadata) as call:
+                await call.send(events_pb2.SubscribeRequest(filters=filters))
+                await call.end()
+                async for envelope in call:
+                    say(event_line(envelope, output_format))
+
+    trio.run(work)
+
+
+def event_line(envelope: Envelope, output_format: str) -> str:
+    """One event as a line."""
+    stamp = envelope.timestamp.ToJsonString()
+    try:
+        fields = json_format.MessageToDict(envelope.event, preserving_proto_field_name=True)
+    except TypeError:  # somebody else's message, which we have no description of
+        fields = {"@type": envelope.event.type_url, "value": envelope.event.value.hex()}
+    kind = fields.pop("@type", "")
+    if output_format == "json":
+        return json.dumps(
+            {
+                "timestamp": stamp,
+                "namespace": envelope.namespace,
+                "topic": envelope.topic,
+                "type": kind,
+                "event": fields,
+            }
+        )
+    return f"{stamp} {envelope.namespace} {envelope.topic} {json.dumps(fields, sort_keys=True)}"
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print a script that completes this command: eval "$(holdfast completion bash)"."""
+    kind = get_completion_class(shell)
+    assert kind is not None
+    root = context.find_root().command
+    say(kind(root, {}, "holdfast", "_HOLDFAST_COMPLETE").source())
+
+
+COMMANDS = (info, version, tree, crashes, events, kill_actor, completion)

@@ -1,0 +1,32 @@
+"""Which Holdfast this is, and who this installation is for as long as its root lives."""
+
+import os
+import uuid
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final
+
+
+def _version() -> str:
+    try:
+        return version("holdfast")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "0.0.0"
+
+
+VERSION: Final = _version()
+REVISION: Final = ""
+UUID_FILE: Final = "uuid"
+
+
+def lasting_uuid(root: Path) -> str:
+    """The uuid in the root directory, made on first use. Damaged text is replaced."""
+    path = root / UUID_FILE
+    try:
+        return str(uuid.UUID(path.read_text().strip()))
+    except (OSError, ValueError):
+        made = str(uuid.uuid4())
+        partial = path.with_suffix(".partial")
+        partial.write_text(made + "\n")
+        os.replace(partial, path)
+        return made

@@ -1,0 +1,110 @@
+"""containerd.services.containers.v1: container records."""
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.empty_pb2 import Empty
+
+from ...storage.containers import Container, Containers, Opaque, Runtime
+from ..anys import timestamp
+from ..grpc.call import Call, Context
+from ..grpc.service import Service, implement
+from ..proto.services import containers_pb2 as pb
+
+
+def service(containers: Containers) -> Service:
+    """The service over these verbs."""
+
+    async def get(request: pb.GetContainerRequest, context: Context) -> pb.GetContainerResponse:
+        found = containers.get(context.namespace(), request.id)
+        return pb.GetContainerResponse(container=to_message(found))
+
+    async def list_(
+        request: pb.ListContainersRequest, context: Context
+    ) -> pb.ListContainersResponse:
+        found = containers.list(context.namespace(), list(request.filters))
+        return pb.ListContainersResponse(containers=[to_message(each) for each in found])
+
+    async def list_stream(
+        request: pb.ListContainersRequest,
+        call: Call[pb.ListContainersRequest, pb.ListContainerMessage],
+    ) -> None:
+        for each in containers.list(call.namespace(), list(request.filters)):
+            await call.send(pb.ListContainerMessage(container=to_message(each)))
+
+    async def create(
+        request: pb.CreateContainerRequest, context: Context
+    ) -> pb.CreateContainerResponse:
+        made = await containers.create(context.namespace(), from_message(request.container))
+        return pb.CreateContainerResponse(container=to_message(made))
+
+    async def update(
+        request: pb.UpdateContainerRequest, context: Context
+    ) -> pb.UpdateContainerResponse:
+        given = from_message(request.container)
+        paths = tuple(request.update_mask.paths)
+        updated = await containers.update(context.namespace(), given, paths)
+        return pb.UpdateContainerResponse(container=to_message(updated))
+
+    async def delete(request: pb.DeleteContainerRequest, context: Context) -> Empty:
+        await containers.delete(context.namespace(), request.id)
+        return Empty()
+
+    return implement(
+        pb.DESCRIPTOR.services_by_name["Containers"],
+        {
+            "Get": get,
+            "List": list_,
+            "ListStream": list_stream,
+            "Create": create,
+            "Update": update,
+            "Delete": delete,
+        },
+    )
+
+
+def to_message(container: Container) -> pb.Container:
+    return pb.Container(
+        id=container.id,
+        labels=dict(container.labels),
+        image=container.image,
+        runtime=pb.Container.Runtime(
+            name=container.runtime.name, options=_any(container.runtime.options)
+        ),
+        spec=_any(container.spec),
+        snapshotter=container.snapshotter,
+        snapshot_key=container.snapshot_key,
+        created_at=timestamp(container.created_at),
+        updated_at=timestamp(container.updated_at),
+        extensions={
+            name: AnyMessage(type_url=value.type_url, value=value.value)
+            for name, value in container.extensions.items()
+        },
+        sandbox=container.sandbox,
+    )
+
+
+def from_message(message: pb.Container) -> Container:
+    return Container(
+        id=message.id,
+        labels=dict(message.labels),
+        image=message.image,
+        runtime=Runtime(name=message.runtime.name, options=_opaque(message.runtime, "options")),
+        spec=_opaque(message, "spec"),
+        snapshotter=message.snapshotter,
+        snapshot_key=message.snapshot_key,
+        extensions={
+            name: Opaque(type_url=value.type_url, value=value.value)
+            for name, value in message.extensions.items()
+        },
+        sandbox=message.sandbox,
+    )
+
+
+def _any(opaque: Opaque | None) -> AnyMessage | None:
+    return None if opaque is None else AnyMessage(type_url=opaque.type_url, value=opaque.value)
+
+
+def _opaque(message: pb.Container | pb.Container.Runtime, field: str) -> Opaque | None:
+    if not message.HasField(field):  # type: ignore[arg-type]
+        return None
+    value: AnyMessage = getattr(message, field)
+    return Opaque(type_url=value.type_url, value=value.value)

@@ -1,0 +1,72 @@
+"""containerd.services.events.v1, and its ttrpc twin for shims: publish, forward, subscribe.
+
+Subscribe is live, as containerd's. With the metadata `holdfast-since: SEQ` it first gives the
+events after that sequence number; `holdfast events --since` uses it.
+"""
+
+from google.protobuf.empty_pb2 import Empty
+
+from ...actors.errors import InvalidArgument
+from ...storage.events import GAP_TYPE, Event, EventLog
+from ..anys import nanoseconds, pack, timestamp
+from ..grpc.call import Call, Context
+from ..grpc.service import Service, implement
+from ..proto.services import events_pb2 as pb
+from ..proto.types_pb2 import Envelope
+
+SINCE = "holdfast-since"
+
+
+def service(events: EventLog) -> Service:
+    """The service over this log."""
+
+    async def publish(request: pb.PublishRequest, context: Context) -> Empty:
+        event = request.event
+        await events.publish(context.namespace(), request.topic, event.type_url, event.value)
+        return Empty()
+
+    async def forward(request: pb.ForwardRequest, _: Context) -> Empty:
+        await forward_envelope(events, request.envelope)
+        return Empty()
+
+    async def subscribe(
+        request: pb.SubscribeRequest, call: Call[pb.SubscribeRequest, Envelope]
+    ) -> None:
+        with events.subscribe(list(request.filters), since=_since(call)) as subscription:
+            async for event in subscription:
+                await call.send(to_envelope(event))
+
+    return implement(
+        pb.DESCRIPTOR.services_by_name["Events"],
+        {"Publish": publish, "Forward": forward, "Subscribe": subscribe},
+    )
+
+
+async def forward_envelope(events: EventLog, envelope: Envelope) -> None:
+    """Take in an event that has its time and namespace already."""
+    await events.publish(
+        envelope.namespace,
+        envelope.topic,
+        envelope.event.type_url,
+        envelope.event.value,
+        timestamp_ns=nanoseconds(envelope.timestamp) or None,
+    )
+
+
+def to_envelope(event: Event) -> Envelope:
+    """The event as subscribers get it."""
+    envelope = Envelope(
+        timestamp=timestamp(event.timestamp_ns), namespace=event.namespace, topic=event.topic
+    )
+    if event.type_name != GAP_TYPE:
+        envelope.event.CopyFrom(pack(event.type_name, event.payload))
+    return envelope
+
+
+def _since(context: Context) -> int | None:
+    text = context.text(SINCE)
+    if not text:
+        return None
+    if not text.isdigit():
+        raise InvalidArgument(f"{SINCE}: {text!r} is no sequence number")
+    return int(text)

@@ -1,0 +1,39 @@
+"""Descriptors and mounts between their messages and the rooms' own types."""
+
+from collections.abc import Iterable, Sequence
+
+from ..storage.images import Descriptor
+from ..storage.snapshotter import Mount
+from .proto import types_pb2 as pb
+
+
+def descriptor_to(descriptor: Descriptor) -> pb.Descriptor:
+    return pb.Descriptor(
+        media_type=descriptor.media_type,
+        digest=descriptor.digest,
+        size=descriptor.size,
+        annotations=dict(descriptor.annotations),
+    )
+
+
+def descriptor_from(message: pb.Descriptor) -> Descriptor:
+    return Descriptor(
+        media_type=message.media_type,
+        digest=message.digest,
+        size=message.size,
+        annotations=dict(message.annotations),
+    )
+
+
+def mounts_to(mounts: Iterable[Mount]) -> list[pb.Mount]:
+    return [
+        pb.Mount(type=m.type, source=m.source, target=m.target, options=list(m.options))
+        for m in mounts
+    ]
+
+
+def mounts_from(messages: Iterable[pb.Mount]) -> Sequence[Mount]:
+    return [
+        Mount(type=m.type, source=m.source, target=m.target, options=tuple(m.options))
+        for m in messages
+    ]
