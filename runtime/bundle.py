@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..actors.errors import FailedPrecondition, InvalidArgument
-from .syscalls import unmount
+from ..storage.mounts import unmount_all
 
 CONFIG_NAME = "config.json"
 ROOTFS_NAME = "rootfs"
 TASKS_NAME = "tasks"
-MOUNTS_MAX = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -64,7 +63,7 @@ def remove_bundle(path: Path) -> None:
     FailedPrecondition when `rootfs` holds files: they are nobody's that we know.
     """
     rootfs = path / ROOTFS_NAME
-    release_mounts(rootfs)
+    unmount_all(str(rootfs))
     try:
         rootfs.rmdir()
     except FileNotFoundError:
@@ -84,15 +83,6 @@ def remove_bundle(path: Path) -> None:
         else:
             raise FailedPrecondition(f"bundle {path}: {entry.name} is another file system")
     path.rmdir()
-
-
-def release_mounts(target: Path) -> None:
-    """Detaches whatever is mounted on `target` in our namespace, every layer of it."""
-    for _ in range(MOUNTS_MAX):
-        try:
-            unmount(str(target))
-        except OSError:  # not a mount point, or gone
-            return
 
 
 def bundles(state: Path) -> Iterator[BundleName]:

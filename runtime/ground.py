@@ -1,0 +1,58 @@
+"""The ground: what every task and exec actor of one host stands on.
+
+It is handed to each of them; it holds no state of theirs but the links to their shims, which the
+task actors put there and their execs share.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from ..actors.errors import Unavailable
+from ..storage.store import Store
+from .shimclient import ShimClient
+from .shimlink import ShimLink, SpawnShim
+
+ASK_AGAIN_S = 0.005
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How long each wait on a shim or on the OCI runtime may take."""
+
+    attach_within_s: float = 5.0
+    link_within_s: float = 2.0
+    runtime_within_s: float = 60.0
+    shim_within_s: float = 10.0
+    execs_end_within_s: float = 1.0
+    """How long a task's own exit waits for the exits of its execs, which are told first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ground:
+    """The store, the way to a new shim, the links, the limits."""
+
+    store: Store
+    state: Path
+    spawn_shim: SpawnShim
+    limits: Limits = Limits()
+    links: dict[str, ShimLink] = field(default_factory=dict[str, ShimLink])
+    """By the name of the task actor that owns the link."""
+
+    async def client(self, task_name: str) -> ShimClient:
+        """The connection of a task; waits for a link that is down or an actor that restarts."""
+        why = "its actor is not running"
+        with trio.move_on_after(self.limits.link_within_s):
+            while True:
+                link = self.links.get(task_name)
+                if link is None or link.ended:
+                    await trio.sleep(ASK_AGAIN_S)
+                    continue
+                why = link.why_down
+                if link.bundle_lost:
+                    break
+                client = await link.client_or_end()
+                if client is not None:
+                    return client
+        raise Unavailable(f"shim of {task_name}: {why}")
