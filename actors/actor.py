@@ -237,15 +237,16 @@ class Actor(HostedActor):
         """Why the actor ended, from what was raised; ^C and SystemExit end the whole system."""
         if isinstance(error, StopActor):
             return error.reason
-        fatal: Any = None
-        if isinstance(error, BaseExceptionGroup):
+        whole: Any = error
+        fatal: BaseException | None = None
+        if not isinstance(error, BaseExceptionGroup):
+            fatal = None if isinstance(error, Exception) else error
+        else:
             group = cast("BaseExceptionGroup[BaseException]", error)
             fatal = group.subgroup((KeyboardInterrupt, SystemExit))
-        elif not isinstance(error, Exception):
-            fatal = error
         if fatal is not None:
             self.system.end_with(fatal)
-        return Exit(Kind.CRASH, type(error).__name__, error)
+        return Exit(Kind.CRASH, type(whole).__name__, whole)
 
     def report_crash(self, reason: Exit) -> None:
         """Log the crash, and call pykka's hook."""

@@ -119,7 +119,7 @@ class Future(HookedFuture[T]):
             sources, derive = self._derivation
             return cast("T", derive([await wait_for(source) for source in sources]))
         if self.hooked:
-            return cast("T", await trio.to_thread.run_sync(self.get, abandon_on_cancel=True))
+            return await trio.to_thread.run_sync(self.get, abandon_on_cancel=True)
         if self.outcome is not None:
             await trio.lowlevel.checkpoint()
             return self._answer()
@@ -164,9 +164,9 @@ class Future(HookedFuture[T]):
     def filter(self: "Future[Iterable[J]]", func: Callable[[J], bool]) -> "Future[Iterable[J]]":
         """The items of the answer for which `func` holds."""
         items: pykka.Future[Any] = self
-        base: Any = pykka.Future[Any]
+        base: Any = pykka.Future
         return _derive(
-            pykka.Future.filter(items, func),
+            base.filter(items, func),
             [self],
             lambda values: [item for item in values[0] if func(item)],
         )
@@ -178,7 +178,7 @@ class Future(HookedFuture[T]):
     def reduce(self: "Future[Iterable[J]]", func: Callable[[R, J], R], *args: R) -> "Future[R]":
         """The items of the answer folded with `func`."""
         items: pykka.Future[Any] = self
-        base: Any = pykka.Future[Any]
+        base: Any = pykka.Future
         return _derive(
             base.reduce(items, func, *args),
             [self],
@@ -199,8 +199,6 @@ def _derive(
 async def wait_for(future: pykka.Future[T]) -> T:
     """Await any future of pykka's on the loop; one that is not ours costs a worker thread."""
     if isinstance(future, Future):
-        return await future.wait()
-    answer: T = await trio.to_thread.run_sync(
-        functools.partial(future.get, timeout=None), abandon_on_cancel=True
-    )
-    return answer
+        ours: Future[T] = future
+        return await ours.wait()
+    return await trio.to_thread.run_sync(future.get, abandon_on_cancel=True)

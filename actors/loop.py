@@ -157,7 +157,7 @@ async def _receive(actor: "Actor", cell: Cell) -> Exit:
                 answer: Any = handle(message)
                 if type(answer) is CoroutineType:
                     cell.current_since_s = now_s()
-                    answer = await answer
+                    answer = await cast("Any", answer)
             except Refusal as refusal:
                 _refuse_current(cell, envelope, refusal)
             except Postpone:

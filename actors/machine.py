@@ -120,19 +120,25 @@ class StateMachine(Actor, Generic[S]):
         await self.on_enter(None)
 
     async def on_receive(self, message: Any) -> Any:
+        fired: _Fired | None = None
+        event = message
         if isinstance(message, _Fired):
             if self._timers.get(message.key) is not message.timer:
                 return None  # cancelled while it lay in the mailbox
-            del self._timers[message.key]
-            message = message.message
+            fired = message
+            event = fired.message
         else:
             self.cancel_timeout(_EVENT)
-        kind = (self.state, type(message))
-        if kind in self.postpones:
+        if (self.state, type(event)) in self.postpones:
             raise Postpone
-        self._target = None
-        target: S = next_state(self.transitions, self.state, message)
-        answer = await self.act(message)
+        if fired is not None:
+            del self._timers[fired.key]
+        target: S = next_state(self.transitions, self.state, event)
+        try:
+            answer = await self.act(event)
+        except BaseException:
+            self._target = None
+            raise
         if self._target is not None:
             target, self._target = self._target, None
         if target != self.state:

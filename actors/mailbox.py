@@ -21,7 +21,7 @@ from trio.lowlevel import Abort, RaiseCancelT, Task, current_task, reschedule, w
 from .exits import ActorExited, Exit, Kind, MailboxFull
 from .future import Future
 from .message import SystemMessage
-from .pykka_compat import Envelope, Stop
+from .pykka_compat import Envelope, is_stop
 
 if TYPE_CHECKING:
     from .cell import Cell
@@ -249,7 +249,7 @@ def refuse(envelope: Envelope[Any], error: BaseException) -> None:
     reply = envelope.reply_to
     if reply is None:
         return
-    if isinstance(envelope.message, Stop) and isinstance(error, ActorExited):
+    if is_stop(envelope.message) and isinstance(error, ActorExited):
         reply.set(None)  # it was to stop, and it has
     elif isinstance(reply, Future):
         if not reply.withdrawn and not reply.done():

@@ -9,13 +9,12 @@ have not moved in years. When pykka moves one of them, this file changes and no 
 # pyright: reportPrivateUsage=false, reportIncompatibleMethodOverride=false
 
 import abc
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pykka
 from pykka import messages
 from pykka._actor import ActorInbox
 from pykka._envelope import Envelope
-from pykka._threading import ThreadingFuture
 
 __all__ = [
     "PYKKA_MESSAGES",
@@ -25,7 +24,7 @@ __all__ = [
     "HostedActor",
     "Stop",
     "ThreadLoop",
-    "ThreadingFuture",
+    "is_stop",
 ]
 
 T = TypeVar("T")
@@ -38,6 +37,11 @@ PYKKA_MESSAGES: Final[frozenset[type]] = frozenset(
 )
 
 
+def is_stop(message: object) -> bool:
+    """Whether this is what `ref.stop()` sends."""
+    return type(message) is Stop
+
+
 class HookedFuture(pykka.Future[T]):
     """A future that tells whether its answer comes from a get hook."""
 
@@ -46,7 +50,29 @@ class HookedFuture(pykka.Future[T]):
         return self._get_hook is not None
 
 
-class HostedActor(pykka.Actor):
+if TYPE_CHECKING:
+
+    class _PykkaActor:
+        """pykka's actor as type checkers are to see it: its hooks may be async here, which
+        an override of pykka's own `-> None` could not be."""
+
+        actor_urn: str
+        actor_inbox: Any
+        actor_stopped: Any
+        _actor_ref: pykka.ActorRef[Any]
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+        @property
+        def actor_ref(self) -> pykka.ActorRef[Any]: ...
+        def stop(self) -> None: ...
+        def on_receive(self, message: Any) -> Any: ...
+        def _handle_receive(self, message: Any) -> Any: ...
+
+else:
+    _PykkaActor = pykka.Actor
+
+
+class HostedActor(_PykkaActor, abc.ABC):
     """pykka's actor, its runtime hooks renamed. A subclass says where its messages wait,
     how it is answered, and how its loop starts."""
 

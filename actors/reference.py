@@ -5,7 +5,7 @@ A `Ref` stands for one instance, and outlives it as a small thing that says "has
 """
 
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import pykka
 import trio
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from .flag import Flag
     from .system import System
 
-A = TypeVar("A", bound="Actor")
+A_co = TypeVar("A_co", bound="Actor", covariant=True)
 R = TypeVar("R")
 
 CALL_TIMEOUT_S = 5.0
 
 
-class Ref(pykka.ActorRef[A]):
+class Ref(pykka.ActorRef[Any], Generic[A_co]):
     """One actor's address."""
 
     actor_inbox: Mailbox  # pyright: ignore[reportIncompatibleVariableOverride]
     actor_stopped: "Flag"  # type: ignore[assignment]  # has what pykka uses of an Event
 
-    def __init__(self, actor: A) -> None:
+    def __init__(self, actor: A_co) -> None:
         super().__init__(actor)
         self.cell: Cell = actor.cell
         self.name: str | None = None
@@ -130,11 +130,11 @@ async def call_any(
     """Ask any pykka actor, on the loop or in a thread, without blocking the loop."""
     if ref.actor_stopped.is_set():
         await trio.lowlevel.checkpoint()
-        reason = ref.reason if isinstance(ref, Ref) else None
-        raise ActorExited(ref, reason or NOPROC)
+        dead = _cell_of(ref)
+        raise ActorExited(ref, (dead and dead.exit) or NOPROC)
     reply: Future[Any] = Future()
     envelope = Envelope(message, reply_to=reply)
-    target = ref.cell if isinstance(ref, Ref) else None
+    target = _cell_of(ref)
     caller = handling_cell.get()
     if caller is not None and target is not None:
         if target is caller or target.waiting_on:
@@ -160,6 +160,11 @@ async def call_any(
         if caller is not None and target is not None:
             assert caller.waiting_on is not None
             caller.waiting_on.remove(target)
+
+
+def _cell_of(ref: pykka.ActorRef[Any]) -> Cell | None:
+    ours: Any = ref
+    return ours.cell if isinstance(ref, Ref) else None
 
 
 async def _put(ref: pykka.ActorRef[Any], target: Cell | None, envelope: Envelope[Any]) -> None:

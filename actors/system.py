@@ -201,11 +201,9 @@ class System:
             except IndexError:
                 return
             if self.closed:
+                late: Any = argument
                 if isinstance(argument, Envelope):
-                    refuse(
-                        argument,
-                        pykka.ActorDeadError("the actor system has ended"),
-                    )
+                    refuse(late, pykka.ActorDeadError("the actor system has ended"))
                 continue
             try:
                 function(argument)

@@ -18,7 +18,7 @@ import trio
 
 from .exits import Exit, Kind, MailboxFull, StartFailed
 from .future import Future, wait_for
-from .pykka_compat import ActorInbox, Envelope, Stop, ThreadLoop
+from .pykka_compat import ActorInbox, Envelope, ThreadLoop, is_stop
 from .reference import CALL_TIMEOUT_S, call_any
 
 
@@ -31,7 +31,7 @@ class ThreadInbox:
 
     def put(self, envelope: Envelope[Any], /) -> None:
         """Take a message."""
-        if isinstance(envelope.message, Stop):
+        if is_stop(envelope.message):
             self._put_stop(envelope)
         elif trio.lowlevel.in_trio_run():
             try:
@@ -90,7 +90,9 @@ class ThreadActor(ThreadLoop):
         return ThreadInbox(cls.inbox_bound)
 
     @classmethod
-    def start(cls, *args: Any, **kwargs: Any) -> pykka.ActorRef[Self]:
+    def start(  # pyright: ignore[reportIncompatibleMethodOverride]  # ActorRef is invariant
+        cls, *args: Any, **kwargs: Any
+    ) -> pykka.ActorRef[Self]:
         """Start the thread; returns before `on_start` has run."""
         actor = cls(*args, **kwargs)
         actor.start_loop()
@@ -140,7 +142,7 @@ class ThreadActor(ThreadLoop):
             envelope = inbox.get_now()
             if envelope is None:
                 break
-            if isinstance(envelope.message, Stop):
+            if is_stop(envelope.message):
                 inbox.unget(envelope)
                 break
             taken.append(envelope)

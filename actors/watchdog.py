@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -49,7 +49,7 @@ class Watchdog(trio.abc.Instrument):
         self._over = threading.Event()
 
     @contextmanager
-    def watching(self) -> Iterator["Watchdog"]:
+    def watching(self) -> Generator["Watchdog"]:
         """Watch for the block."""
         thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
         trio.lowlevel.add_instrument(self)
