@@ -67,7 +67,7 @@ class Connection:
         return self
 
     async def run(self, on_event: Callable[[Mapping[str, Any]], None]) -> None:
-        """Reads until the connection ends; `on_event` is called for each event and must not block."""
+        """Reads until the connection ends. `on_event` gets each event and must not block."""
         try:
             for message in self._early:
                 self._take(message, on_event)
@@ -109,7 +109,7 @@ class Connection:
         await trio.aclose_forcefully(self._stream)
 
     async def _send(self, frame: bytes) -> None:
-        # A frame sent in part would garble all that follow, so a cancelled send ends the connection.
+        # A frame sent in part would garble all that follow: a cancelled send ends the connection.
         try:
             async with self._send_lock:
                 try:

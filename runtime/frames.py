@@ -1,9 +1,9 @@
 """Frames: how the daemon, the fork server and the shims speak to each other.
 
 A frame is a 4-byte big-endian length and one CBOR map. The first frame on a connection is the
-server's hello, `{"holdfast": 1, "pid": ...}`. Then requests `{"id", "do", ...}`, each answered once,
-in any order, by `{"id", "ok": {...}}` or `{"id", "error": {"code", "text"}}`; a map with `"event"`
-comes unasked. Standard library and cbor2 alone: the fork server preloads this file.
+server's hello, `{"holdfast": 1, "pid": ...}`. Then come requests `{"id", "do", ...}`, each answered
+once, in any order, by `{"id", "ok": {...}}` or `{"id", "error": {"code", "text"}}`; a map with
+`"event"` comes unasked. Standard library and cbor2 alone: the fork server preloads this file.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Decoder:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[dict[str, Any]]:
+    def feed(self, data: bytes | bytearray) -> Iterator[dict[str, Any]]:
         """The messages that `data` completes; FrameError when they are not of this protocol."""
         self._buffer += data
         while len(self._buffer) >= HEADER.size:

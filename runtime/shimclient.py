@@ -17,7 +17,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -192,7 +192,7 @@ class ShimClient(Connection):
     @asynccontextmanager
     async def open(
         cls, bundle: Path, on_event: Callable[[ShimEvent], None] = lambda _: None
-    ) -> AsyncIterator[Self]:
+    ) -> AsyncGenerator[Self]:
         """Connected and running for the length of a block."""
         self = await cls.connect(bundle)
         async with trio.open_nursery() as nursery:
@@ -225,7 +225,7 @@ class ShimClient(Connection):
         options: RuntimeOptions | None = None,
         timeout_s: float = RUNTIME_TIMEOUT_S,
     ) -> int:
-        """Creates the container from the bundle's config.json; gives the pid of its first process."""
+        """Creates the container of the bundle's config.json; gives its first process's pid."""
         answer = await self.call(
             "create",
             timeout_s=timeout_s,

@@ -1,0 +1,91 @@
+"""Procfs: what /proc tells about a process. A process that is gone reads as None or empty.
+
+Standard library alone: the fork server preloads this file.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+STAT_STATE = 0
+STAT_PARENT = 1
+STAT_START_TIME = 19
+STAT_EXIT_CODE = 49
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A process, told apart from every other of this boot: pids are used again, the pair is not."""
+
+    pid: int
+    start_time_ticks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """The fields of /proc/PID/stat that we use. exit_code is a wait status, of use to zombies."""
+
+    state: str
+    parent: int
+    start_time_ticks: int
+    exit_code: int
+
+
+def parse_stat(text: str) -> Stat:
+    """Parses /proc/PID/stat; the name in parentheses may hold spaces and parentheses."""
+    fields = text.rsplit(")", 1)[1].split()
+    return Stat(
+        state=fields[STAT_STATE],
+        parent=int(fields[STAT_PARENT]),
+        start_time_ticks=int(fields[STAT_START_TIME]),
+        exit_code=int(fields[STAT_EXIT_CODE]),
+    )
+
+
+def stat(pid: int) -> Stat | None:
+    """The state of a process, or None when it is gone."""
+    try:
+        return parse_stat(Path(f"/proc/{pid}/stat").read_text())
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def identity(pid: int) -> Identity | None:
+    """What tells this process from a later one with the same pid; None when it is gone."""
+    found = stat(pid)
+    return None if found is None else Identity(pid, found.start_time_ticks)
+
+
+def open_pidfd(process: Identity) -> int | None:
+    """A pidfd of exactly this process; None when it is gone."""
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return None
+    # Looked at after the open: the pidfd cannot have changed its process in between.
+    if identity(process.pid) != process:
+        os.close(pidfd)
+        return None
+    return pidfd
+
+
+def cgroup_paths(pid: int) -> dict[str, str]:
+    """The cgroup of a process in each hierarchy: controllers as the kernel lists them -> path.
+
+    The unified tree has the key "".
+    """
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
+    return {key: path for _, key, path in (line.split(":", 2) for line in lines)}
+
+
+def has_capability(number: int) -> bool:
+    """Whether this process has a capability in its effective set."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> number & 1)
+    return False
