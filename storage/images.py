@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from ..actors.errors import AlreadyExists, InvalidArgument, NotFound
-from .digest import check_digest
 from .filters import compile_filters
 from .labels import (
     Labels,
     check_labels,
     check_namespace,
+    fault_of_digest,
     map_field,
     masked_labels,
     quoted,
@@ -187,7 +187,10 @@ def check_image(image: Image) -> None:
     if not image.name:
         raise InvalidArgument("image name must not be empty: invalid argument")
     check_labels("image.Labels", image.labels)
-    check_digest(image.target.digest, f"Target.Digest {quoted(image.target.digest)} invalid")
+    if fault := fault_of_digest(image.target.digest):
+        raise InvalidArgument(
+            f"Target.Digest {quoted(image.target.digest)} invalid: {fault}: invalid argument"
+        )
     if image.target.size <= 0:
         raise InvalidArgument("Target.Size must be greater than zero: invalid argument")
     if not image.target.media_type:
