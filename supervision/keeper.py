@@ -101,21 +101,26 @@ class _Place:
             *args,
             name=spec.name,
             parent=keeper,
-            link=True,
+            link=keeper.links_children,
             start_timeout_s=spec.start_within_s,
             **kwargs,
         )
         return self.taken
 
 
-async def stop(ref: Ref[Any], within_s: float) -> Exit:
-    """Stop an actor: ask, wait `within_s`, then kill; 0 kills at once. Returns how it ended."""
+async def stop(ref: Ref[Any], within_s: float) -> bool:
+    """Stop an actor: ask, wait `within_s`, then kill; whether it ended when asked.
+
+    0 kills at once. Returns when the actor has ended.
+    """
     if within_s > 0:
         ref.shutdown()
         with trio.move_on_after(within_s):
-            return await ref.wait_exit()
+            await ref.wait_exit()
+            return True
     ref.exit(KILL)
-    return await ref.wait_exit()
+    await ref.wait_exit()
+    return False
 
 
 class Keeper(Actor):
@@ -123,6 +128,8 @@ class Keeper(Actor):
 
     trap_exit = True
     hosts_children = True
+    links_children = True
+    """Whether a child's end comes as an exit signal. Without, the subclass watches it itself."""
 
     def __init__(self, *, label: str | None = None, backoff: Backoff | None = None) -> None:
         super().__init__()
@@ -164,9 +171,11 @@ class Keeper(Actor):
         ref, held.ref, held.state = held.ref, None, ChildState.STOPPED
         if ref is None:
             return
+        held.state = ChildState.STOPPING
         self.by_ref.pop(ref, None)
-        ended = await stop(ref, held.spec.stop_within_s)
-        if ended.kind is Kind.KILLED and held.spec.stop_within_s > 0:
+        in_time = await stop(ref, held.spec.stop_within_s)
+        held.state = ChildState.STOPPED
+        if not in_time and held.spec.stop_within_s > 0:
             log.warning(
                 "child.killed",
                 supervisor=self.label,
@@ -216,9 +225,8 @@ class Keeper(Actor):
 
     # -- telling
 
-    def report_fall(self, held: Held, signal: ExitSignal, step: Step) -> None:
+    def report_fall(self, held: Held, reason: Exit, gone: Ref[Any] | None, step: Step) -> None:
         """Log a child's end; keep a crash report when it was abnormal."""
-        reason = signal.reason
         tell = log.error if reason.abnormal else log.info
         tell(
             "child.ended",
@@ -228,7 +236,7 @@ class Keeper(Actor):
             next_step=step.value,
         )
         if reason.abnormal:
-            self._keep(held, reason, step, signal.sender)
+            self._keep(held, reason, step, gone)
 
     def _keep(self, held: Held, reason: Exit, step: Step, gone: Ref[Any] | None) -> None:
         crash_log(self.system).add(

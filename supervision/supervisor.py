@@ -13,7 +13,7 @@ A restart that fails goes through the supervisor's own mailbox before it is trie
 against the intensity each time: so a shutdown, or a caller, is heard between two tries.
 
 Semantics are those of Erlang/OTP's `supervisor`, compared with it in `tests/supervision`; the
-backoff is an extension. Callers use the verbs below: `await start_child(supervisor, spec)`.
+backoff is an extension. Callers use the verbs: `await start_child(supervisor, spec)`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,11 +23,11 @@ from typing import Any, assert_never
 import trio
 
 from ..actors.errors import AlreadyExists, FailedPrecondition, NotFound
-from ..actors.exits import SHUTDOWN, Exit, Kind, StartFailed, StopActor
-from ..actors.message import ExitSignal, Request
+from ..actors.exits import SHUTDOWN, Exit, Kind, StopActor
+from ..actors.message import ExitSignal
 from ..actors.reference import Ref
 from .decision import Step, Window, ends_supervisor, next_step, plan
-from .keeper import ChildInfo, ChildState, Counts, Held, Keeper
+from .keeper import ChildState, Held, Keeper
 from .spec import (
     DEFAULT_INTENSITY,
     FOREVER,
@@ -42,47 +42,19 @@ from .spec import (
     check_children,
     check_significance,
 )
+from .verbs import (
+    CountChildren,
+    DeleteChild,
+    RestartChild,
+    StartChild,
+    Started,
+    TerminateChild,
+    Verb,
+    WhichChildren,
+)
 
 GAVE_UP = Exit(Kind.SHUTDOWN, "restart intensity exceeded")
 """How a supervisor ends that restarted too often."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StartChild(Request["Ref[Any] | StartFailed"]):
-    """Asked by `start_child`; answered with the child, or with why it did not start."""
-
-    spec: ChildSpec
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TerminateChild(Request[None]):
-    """Asked by `terminate_child`; answered when the child has ended."""
-
-    id: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RestartChild(Request["Ref[Any] | StartFailed"]):
-    """Asked by `restart_child` for a stopped child; answered as StartChild."""
-
-    id: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeleteChild(Request[None]):
-    """Asked by `delete_child`: drop a stopped child's spec."""
-
-    id: str
-
-
-@dataclass(frozen=True, slots=True)
-class WhichChildren(Request[Sequence[ChildInfo]]):
-    """Asked by `which_children`."""
-
-
-@dataclass(frozen=True, slots=True)
-class CountChildren(Request[Counts]):
-    """Asked by `count_children`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,58 +72,7 @@ class Resume:
     turn: int
 
 
-Message = (
-    StartChild
-    | TerminateChild
-    | RestartChild
-    | DeleteChild
-    | WhichChildren
-    | CountChildren
-    | TryAgain
-    | Resume
-)
-
-
-# -- verbs
-
-
-async def start_child(supervisor: Ref[Any], child: ChildSpec | Tree) -> Ref[Any]:
-    """Add a child after all others; returns when it is ready.
-
-    Raises StartFailed, and the spec is not kept; AlreadyExists when the id is taken.
-    """
-    return _started(await supervisor.call(StartChild(spec=as_spec(child)), timeout_s=None))
-
-
-async def terminate_child(supervisor: Ref[Any], child_id: str) -> None:
-    """Stop a child; returns when it has ended. Its spec stays, unless it is temporary."""
-    await supervisor.call(TerminateChild(id=child_id), timeout_s=None)
-
-
-async def restart_child(supervisor: Ref[Any], child_id: str) -> Ref[Any]:
-    """Start a stopped child again; raises StartFailed, and it stays stopped."""
-    return _started(await supervisor.call(RestartChild(id=child_id), timeout_s=None))
-
-
-async def delete_child(supervisor: Ref[Any], child_id: str) -> None:
-    """Drop a stopped child's spec."""
-    await supervisor.call(DeleteChild(id=child_id), timeout_s=None)
-
-
-async def which_children(supervisor: Ref[Any]) -> Sequence[ChildInfo]:
-    """The children in start order."""
-    return await supervisor.call(WhichChildren(), timeout_s=None)
-
-
-async def count_children(supervisor: Ref[Any]) -> Counts:
-    """How many children there are."""
-    return await supervisor.call(CountChildren(), timeout_s=None)
-
-
-def _started(answer: "Ref[Any] | StartFailed") -> Ref[Any]:
-    if isinstance(answer, StartFailed):
-        raise answer
-    return answer
+Message = Verb | TryAgain | Resume
 
 
 def as_spec(child: ChildSpec | Tree) -> ChildSpec:
@@ -251,7 +172,7 @@ class Supervisor(Keeper):
         step = next_step(held.spec.restart, signal.reason.kind)
         if step is Step.RESTART and not self.window.grant(trio.current_time()):
             step = Step.GIVE_UP
-        self.report_fall(held, signal, step)
+        self.report_fall(held, signal.reason, signal.sender, step)
         match step:
             case Step.RESTART:
                 await self._restart(held)
@@ -337,7 +258,7 @@ class Supervisor(Keeper):
         """Answer a verb, or go on with a restart."""
         match message:
             case StartChild(spec=spec):
-                return await self._start_new(spec)
+                return await self._start_new(as_spec(spec))
             case TerminateChild(id=child_id):
                 held = self._known(child_id)
                 await self.stop_one(held)
@@ -363,7 +284,7 @@ class Supervisor(Keeper):
             case _:
                 assert_never(message)
 
-    async def _start_new(self, spec: ChildSpec) -> "Ref[Any] | StartFailed | None":
+    async def _start_new(self, spec: ChildSpec) -> Started | None:
         known = self.children.get(spec.id)
         if known is not None:
             raise AlreadyExists(f'child "{spec.id}" under {self.label}: is {known.state}')
