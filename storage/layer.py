@@ -34,8 +34,16 @@ from ..actors.errors import (
 )
 from . import syscalls
 from .compression import PlainStream
-from .lowers import Lowers, Parts, get_attributes, join, open_parts, set_attribute
+from .lowers import Lowers, Parts, join, open_parts, set_attribute
 from .tar import Bounds, Entry, EntryKind, TarReader
+from .trees import (
+    copy_attributes,
+    copy_file,
+    copy_owner_and_mode,
+    copy_special,
+    lstat,
+    remove_tree,
+)
 
 WHITEOUT = b".wh."
 OPAQUE = b".wh..wh..opq"
@@ -271,7 +279,7 @@ class Applier:
     def _make_directory_entry(self, parts: Parts, entry: Entry) -> None:
         name = parts[-1]
         parent_fd = self._parent(parts)
-        there = _lstat(parent_fd, name)
+        there = lstat(parent_fd, name)
         if there is None or not stat.S_ISDIR(there.st_mode):
             parent_fd = self._room(parts)
             # A refilled name starts empty, whatever lay below the file it replaces.
@@ -311,10 +319,10 @@ class Applier:
         if not target:
             raise InvalidArgument(f"layer: hard link {os.fsdecode(entry.name)!r} to the root")
         target_fd = self._directory(target[:-1], make=False)
-        there = None if target_fd is None else _lstat(target_fd, target[-1])
+        there = None if target_fd is None else lstat(target_fd, target[-1])
         if there is None and self._form is Form.OVERLAY and self._copy_up(target):
             target_fd = self._directory(target[:-1], make=False)
-            there = None if target_fd is None else _lstat(target_fd, target[-1])
+            there = None if target_fd is None else lstat(target_fd, target[-1])
         if target_fd is None or there is None or _is_whiteout(there):
             raise InvalidArgument(
                 f"layer: hard link {os.fsdecode(entry.name)!r} to"
@@ -325,7 +333,7 @@ class Applier:
         # Held by a descriptor of its own: making room may close the cached one.
         target_fd = os.dup(target_fd)
         try:
-            old = _lstat(self._parent(parts), parts[-1])
+            old = lstat(self._parent(parts), parts[-1])
             if old is not None and (old.st_dev, old.st_ino) == (there.st_dev, there.st_ino):
                 return
             os.link(
@@ -349,7 +357,7 @@ class Applier:
         if self._lowers.find(parts) is None:
             return  # nothing below to hide
         parent_fd = self._parent(parts)
-        there = _lstat(parent_fd, parts[-1])
+        there = lstat(parent_fd, parts[-1])
         if there is not None and not stat.S_ISDIR(there.st_mode):
             return  # it hides what is below by being there
         if there is None or self._remove(parent_fd, parts, self._brought):
@@ -379,7 +387,7 @@ class Applier:
 
         Whoever holds a cached descriptor asks for it anew.
         """
-        there = _lstat(parent_fd, parts[-1])
+        there = lstat(parent_fd, parts[-1])
         if there is None:
             return True
         if not stat.S_ISDIR(there.st_mode):
@@ -399,7 +407,7 @@ class Applier:
     def _room(self, parts: Parts) -> int:
         """The parent's descriptor, once nothing bears the name any more."""
         parent_fd = self._parent(parts)
-        there = _lstat(parent_fd, parts[-1])
+        there = lstat(parent_fd, parts[-1])
         if there is None:
             return parent_fd
         self._remove(parent_fd, parts, frozenset())
@@ -444,7 +452,7 @@ class Applier:
         fd = self._open((), os.O_RDONLY | os.O_DIRECTORY)
         for depth in range(1, len(parts) + 1):
             name = parts[depth - 1]
-            there = _lstat(fd, name)
+            there = lstat(fd, name)
             link = None
             if there is None:
                 # A symlink of a lower layer leads on here too, as in the mounted view.
@@ -492,9 +500,9 @@ class Applier:
             return
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent_fd)
         try:
-            _copy_owner_and_mode(fd, found.status)
+            copy_owner_and_mode(fd, found.status)
             with found.opened(os.O_RDONLY | os.O_DIRECTORY) as source_fd:
-                _copy_attributes(source_fd, fd)
+                copy_attributes(source_fd, fd, RESERVED_ATTRIBUTES)
         finally:
             os.close(fd)
 
@@ -504,26 +512,11 @@ class Applier:
         if found is None or stat.S_ISDIR(found.status.st_mode):
             return False
         parent_fd = self._parent(parts)
-        status, name = found.status, parts[-1]
-        times_ns = (status.st_atime_ns, status.st_mtime_ns)
-        if stat.S_ISREG(status.st_mode):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-            fd = os.open(name, flags, 0o600, dir_fd=parent_fd)
-            try:
-                with found.opened(os.O_RDONLY) as source_fd:
-                    copy_data(source_fd, fd, status.st_size)
-                    _copy_owner_and_mode(fd, status)
-                    _copy_attributes(source_fd, fd)
-                os.utime(fd, ns=times_ns)
-            finally:
-                os.close(fd)
-            return True
-        if stat.S_ISLNK(status.st_mode):
-            os.symlink(found.link(), name, dir_fd=parent_fd)
-        else:
-            os.mknod(name, status.st_mode, status.st_rdev, dir_fd=parent_fd)
-        os.chown(name, status.st_uid, status.st_gid, dir_fd=parent_fd, follow_symlinks=False)
-        os.utime(name, ns=times_ns, dir_fd=parent_fd, follow_symlinks=False)
+        with found.parent() as source_fd:
+            if stat.S_ISREG(found.status.st_mode):
+                copy_file(found.status, source_fd, parent_fd, parts[-1])
+            else:
+                copy_special(found.status, source_fd, parent_fd, parts[-1])
         return True
 
     # -- metadata
@@ -554,63 +547,6 @@ class Applier:
                     raise
 
 
-def remove_tree(parent_fd: int, parts: Parts, kept: AbstractSet[Parts] = frozenset()) -> bool:
-    """Remove the last of `parts`, a name in `parent_fd`, and all below; whether it is gone.
-
-    Names in `kept` stay, and so do the directories they are in. Symlinks are never followed.
-    """
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    if not _unlink(parent_fd, parts[-1]):
-        return True
-    # A stack of its own, and one descriptor: a tree may be deeper than the interpreter's
-    # stack and the limit of open files.
-    fd = os.open(parts[-1], flags, dir_fd=parent_fd)
-    stack = [(parts, os.listdir(fd), parts not in kept)]
-    try:
-        while True:
-            at, names, emptied = stack[-1]
-            if names:
-                child = os.fsencode(names.pop())
-                path = (*at, child)
-                if path in kept:
-                    stack[-1] = (at, names, False)
-                    status = _lstat(fd, child)
-                    if status is None or not stat.S_ISDIR(status.st_mode):
-                        continue
-                elif not _unlink(fd, child):
-                    continue
-                below = os.open(child, flags, dir_fd=fd)
-                os.close(fd)
-                fd = below
-                stack.append((path, os.listdir(fd), path not in kept))
-                continue
-            stack.pop()
-            if not stack:
-                if emptied:
-                    os.rmdir(parts[-1], dir_fd=parent_fd)
-                return emptied
-            above = os.open("..", flags, dir_fd=fd)
-            os.close(fd)
-            fd = above
-            if emptied:
-                os.rmdir(at[-1], dir_fd=fd)
-            else:
-                stack[-1] = (*stack[-1][:2], False)
-    finally:
-        os.close(fd)
-
-
-def _unlink(dir_fd: int, name: bytes) -> bool:
-    """Remove a name that is no directory; whether it is one, and still there."""
-    try:
-        os.unlink(name, dir_fd=dir_fd)
-    except FileNotFoundError:
-        return False
-    except IsADirectoryError:
-        return True
-    return False
-
-
 def _resolve(start: Parts, link: bytes) -> Parts:
     """A symlink's target seen from the directory `start`, which `..` cannot leave upwards."""
     resolved = list(start)
@@ -621,13 +557,6 @@ def _resolve(start: Parts, link: bytes) -> Parts:
         elif part not in (b"", b"."):
             resolved.append(part)
     return tuple(resolved)
-
-
-def _lstat(dir_fd: int, name: bytes) -> os.stat_result | None:
-    try:
-        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
 
 
 def _is_whiteout(status: os.stat_result) -> bool:
@@ -654,24 +583,3 @@ def _write_pieces(fd: int, pieces: tuple[tuple[int, int], ...], reader: TarReade
             taken = min(length, len(data))
             data = data[taken:]
             length -= taken
-
-
-def copy_data(source_fd: int, target_fd: int, size_bytes: int) -> None:
-    """Copy a file's bytes within the kernel, by sharing blocks where it can."""
-    left = size_bytes
-    while left:
-        copied = os.sendfile(target_fd, source_fd, size_bytes - left, min(left, 1 << 30))
-        if not copied:
-            return
-        left -= copied
-
-
-def _copy_owner_and_mode(fd: int, status: os.stat_result) -> None:
-    os.fchown(fd, status.st_uid, status.st_gid)
-    os.fchmod(fd, stat.S_IMODE(status.st_mode))
-
-
-def _copy_attributes(source_fd: int, target_fd: int) -> None:
-    for key, value in get_attributes(source_fd).items():
-        if not key.encode().startswith(RESERVED_ATTRIBUTES):
-            set_attribute(target_fd, key, value)

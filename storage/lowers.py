@@ -67,13 +67,19 @@ class Found:
         finally:
             os.close(fd)
 
+    @contextmanager
+    def parent(self) -> Iterator[int]:
+        """A descriptor of the directory it is in."""
+        fd = open_parts(self.root_fd, self.parts[:-1], os.O_PATH, follow=False)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
     def link(self) -> bytes:
         """Where it points to, when it is a symlink."""
-        parent_fd = open_parts(self.root_fd, self.parts[:-1], os.O_PATH, follow=False)
-        try:
-            return os.readlink(self.parts[-1], dir_fd=parent_fd)
-        finally:
-            os.close(parent_fd)
+        with self.parent() as fd:
+            return os.readlink(self.parts[-1], dir_fd=fd)
 
 
 class Lowers:

@@ -1,0 +1,287 @@
+"""The worker: a process that does one blocking job after another for the daemon.
+
+    python -m holdfast.storage.worker FD
+
+FD is a stream socket. Each job and each answer is a frame: 4 bytes of length, big-endian, and
+a CBOR map. A job is `{"do": name, ...}`; its answer is `{"ok": {...}}`, `{"refused": [class,
+text]}` or `{"fault": traceback}`. The worker ends at the end of the stream, in the midst of a
+job too: a watching thread sees that the daemon is gone.
+
+What a job may block on is the kernel's affair; the daemon kills a worker that takes too long
+and starts another. A worker therefore holds nothing that its death would leave behind: mounts
+it looks into are attached nowhere.
+
+Only the standard library, cbor2 and isal are imported, so that a worker is up at once.
+"""
+
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cbor2
+
+from ..actors.errors import FailedPrecondition, InvalidArgument, Refusal
+from . import syscalls
+from .layer import Applied, Form, Limits, apply, refusal_of
+from .mounts import Mount, detached, mount_all, overlay_layers, unmount_all
+from .tar import Bounds
+from .trees import copy_tree, measure_tree, remove_tree
+
+FRAME_BYTES_MAX = 16 << 20
+_LENGTH = struct.Struct(">I")
+
+Job = Mapping[str, Any]
+R = TypeVar("R")
+
+
+def encode_frame(value: Mapping[str, Any]) -> bytes:
+    """A frame with its length in front."""
+    raw = cbor2.dumps(value)
+    return _LENGTH.pack(len(raw)) + raw
+
+
+def decode_length(raw: bytes) -> int:
+    """How many bytes follow; refused when they are too many."""
+    length: int = _LENGTH.unpack(raw)[0]
+    if length > FRAME_BYTES_MAX:
+        raise InvalidArgument(f"a frame of {length} bytes")
+    return length
+
+
+def apply_layer(
+    blob: str,
+    media_type: str,
+    mounts: list[Mount],
+    *,
+    limits: Limits | None = None,
+    sync: bool = True,
+) -> Applied:
+    """Apply a layer onto what these mounts would show.
+
+    An overlay's upper directory is written directly, a bind's source likewise; any other
+    filesystem is mounted, attached nowhere, and written through.
+    """
+    if len(mounts) == 1 and mounts[0].type == "overlay":
+        upper, lowers = overlay_layers(mounts[0])
+        if upper is None:
+            raise FailedPrecondition("the mount has no upper directory: it is read-only")
+        root_fd = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return apply(
+                Path(blob),
+                media_type,
+                root_fd,
+                form=Form.OVERLAY,
+                lowers=lowers,
+                user_attributes="userxattr" in mounts[0].options,
+                limits=limits,
+                sync=sync,
+            )
+        finally:
+            os.close(root_fd)
+    if any("ro" in mount.options for mount in mounts):
+        raise FailedPrecondition("the mount is read-only")
+    with detached(mounts) as root_fd:
+        return apply(Path(blob), media_type, root_fd, limits=limits, sync=sync)
+
+
+def _mounts(job: Job) -> list[Mount]:
+    return [Mount.from_record(record) for record in job["mounts"]]
+
+
+def do_apply(job: Job) -> Mapping[str, Any]:
+    """Apply a layer; its digest and sizes."""
+    limits = Limits(
+        stream_bytes_max=job["stream_bytes_max"], bounds=Bounds(entries_max=job["entries_max"])
+    )
+    applied = apply_layer(
+        job["blob"], job["media_type"], _mounts(job), limits=limits, sync=job["sync"]
+    )
+    return {
+        "diff_id": applied.diff_id,
+        "size_bytes": applied.size_bytes,
+        "entries": applied.entries,
+    }
+
+
+def do_remove(job: Job) -> Mapping[str, Any]:
+    """Remove a tree; it may be gone already."""
+    path = Path(job["path"])
+    try:
+        parent_fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return {}
+    try:
+        _again(lambda: remove_tree(parent_fd, (os.fsencode(path.name),)))
+    finally:
+        os.close(parent_fd)
+    return {}
+
+
+def do_measure(job: Job) -> Mapping[str, Any]:
+    """Count a tree's inodes and bytes."""
+    inodes, size_bytes = _again(lambda: measure_tree(job["path"]))
+    return {"inodes": inodes, "size_bytes": size_bytes}
+
+
+def _again(walk: Callable[[], R]) -> R:
+    """Walk a tree, anew when it changed under the walk."""
+    for _ in range(3):
+        try:
+            return walk()
+        except BlockingIOError:
+            continue
+    return walk()
+
+
+def do_copy(job: Job) -> Mapping[str, Any]:
+    """Copy one tree into an empty directory."""
+    copy_tree(job["source"], job["target"])
+    return {}
+
+
+def do_sync(job: Job) -> Mapping[str, Any]:
+    """Write the filesystem that holds a path to its disk."""
+    fd = os.open(job["path"], os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        syscalls.syncfs(fd)
+    finally:
+        os.close(fd)
+    return {}
+
+
+def do_mount(job: Job) -> Mapping[str, Any]:
+    """Make mounts on a directory."""
+    mount_all(_mounts(job), job["target"])
+    return {}
+
+
+def do_unmount(job: Job) -> Mapping[str, Any]:
+    """Take all mounts off a directory."""
+    unmount_all(job["target"])
+    return {}
+
+
+def do_probe(job: Job) -> Mapping[str, Any]:
+    """Try an overlay in a directory: whether it works, and whether it needs `userxattr`."""
+    root = Path(job["path"])
+    for name in ("lower", "upper", "work"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    options: tuple[str, ...] = (
+        f"workdir={root}/work",
+        f"upperdir={root}/upper",
+        f"lowerdir={root}/lower",
+    )
+    # Inside a user namespace overlayfs keeps its marks in user.*, if it is told to.
+    user_attributes = not _has_trusted(root / "upper")
+    if user_attributes:
+        options = ("userxattr", *options)
+    works = True
+    try:
+        with detached([Mount(type="overlay", source="overlay", options=options)]) as fd:
+            os.mkdir("probe", dir_fd=fd)
+    except OSError:
+        works = False
+    do_remove({"path": str(root)})
+    return {"overlay": works, "userxattr": user_attributes}
+
+
+def _has_trusted(path: Path) -> bool:
+    try:
+        os.setxattr(path, "trusted.overlay.probe", b"y")
+    except OSError:
+        return False
+    return True
+
+
+JOBS: Mapping[str, Callable[[Job], Mapping[str, Any]]] = {
+    "apply": do_apply,
+    "remove": do_remove,
+    "measure": do_measure,
+    "copy": do_copy,
+    "sync": do_sync,
+    "mount": do_mount,
+    "unmount": do_unmount,
+    "probe": do_probe,
+}
+
+
+def answer(job: Job) -> Mapping[str, Any]:
+    """Do one job; its answer, whatever happens."""
+    name = str(job.get("do"))
+    try:
+        return {"ok": JOBS[name](job)}
+    except Refusal as refusal:
+        return {"refused": [type(refusal).__name__, str(refusal)]}
+    except OSError as error:
+        meant = refusal_of(error, f"{name} {error.filename or ''}".strip())
+        return {"refused": [type(meant).__name__, str(meant)]}
+    except Exception:
+        # A fault, for the daemon's log: the worker itself is as good as new.
+        return {"fault": traceback.format_exc()}
+
+
+class Watch:
+    """Ends the process when the other end of the socket is gone in the midst of a job."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self.busy = False
+        threading.Thread(target=self._run, name="watch", daemon=True).start()
+
+    def _run(self) -> None:
+        poll = select.poll()
+        poll.register(self._connection, select.POLLRDHUP)
+        poll.poll()
+        while True:
+            if self.busy:
+                os._exit(1)
+            # Idle: the main thread reads the end of the stream and ends in order.
+            time.sleep(0.05)
+
+
+def _receive(connection: socket.socket, count: int) -> bytes:
+    raw = bytearray()
+    while len(raw) < count:
+        piece = connection.recv(count - len(raw))
+        if not piece:
+            return b""
+        raw += piece
+    return bytes(raw)
+
+
+def serve(connection: socket.socket) -> None:
+    """Do the jobs that come, until the stream ends."""
+    watch = Watch(connection)
+    connection.sendall(encode_frame({"holdfast": 1, "pid": os.getpid()}))
+    while head := _receive(connection, _LENGTH.size):
+        raw = _receive(connection, decode_length(head))
+        if not raw:
+            return
+        watch.busy = True
+        result = answer(cbor2.loads(raw))
+        watch.busy = False
+        try:
+            connection.sendall(encode_frame(result))
+        except (BrokenPipeError, ConnectionResetError):
+            return
+
+
+def main() -> None:
+    """The program."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.umask(0o022)
+    serve(socket.socket(fileno=int(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()
