@@ -17,7 +17,8 @@ Digest = NewType("Digest", str)
 HEX_DIGITS: Mapping[str, int] = {"sha256": 64, "sha384": 96, "sha512": 128}
 CANONICAL = "sha256"
 
-_SHAPE = re.compile(r"(?P<algorithm>[a-z0-9]+):(?P<encoded>[0-9a-f]+)", re.ASCII)
+_FORM = re.compile(r"[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[a-zA-Z0-9=_-]+", re.ASCII)
+_HEX = re.compile(r"[a-f0-9]+", re.ASCII)
 
 
 class Hash(Protocol):
@@ -32,10 +33,28 @@ class Hash(Protocol):
         ...
 
 
+def fault_of_digest(digest: str) -> str:
+    """What is wrong with a digest, in OCI's words; empty when it is sound."""
+    algorithm, _, encoded = digest.partition(":")
+    if not algorithm or not encoded:
+        return "invalid checksum digest format"
+    if algorithm not in HEX_DIGITS:
+        sound_form = _FORM.fullmatch(digest)
+        return "unsupported digest algorithm" if sound_form else "invalid checksum digest format"
+    if len(encoded) != HEX_DIGITS[algorithm]:
+        return "invalid checksum digest length"
+    return "" if _HEX.fullmatch(encoded) else "invalid checksum digest format"
+
+
+def check_digest(digest: str, what: str = "digest") -> None:
+    """Refuse a digest that is malformed or of an unknown algorithm."""
+    if fault := fault_of_digest(digest):
+        raise InvalidArgument(f"{what}: {fault}: invalid argument")
+
+
 def parse_digest(text: str) -> Digest:
     """The digest this text is, else `InvalidArgument`."""
-    match = _SHAPE.fullmatch(text)
-    if match is None or HEX_DIGITS.get(match["algorithm"]) != len(match["encoded"]):
+    if fault_of_digest(text):
         # The text is a stranger's: show no more of it than a digest would need.
         raise InvalidArgument(f'"{text[:140]}" failed validation')
     return Digest(text)
