@@ -109,7 +109,7 @@ class PlainStream:
         self._source = source
         self._size_bytes_max = size_bytes_max
         self._pieces: queue.Queue[bytes | BaseException] = queue.Queue(pieces_ahead)
-        self._current = b""
+        self._current: bytes = b""
         self._at = 0
         self._ended = False
         self._closed = threading.Event()
@@ -154,7 +154,7 @@ class PlainStream:
             if self._ended:
                 return b""
             piece = self._pieces.get()
-            if isinstance(piece, BaseException):
+            if not isinstance(piece, bytes):
                 self._ended = True
                 raise piece
             self._current = piece

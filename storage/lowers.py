@@ -10,7 +10,7 @@ Names are resolved component by component and no symlink is followed.
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -59,7 +59,7 @@ class Found:
     status: os.stat_result
 
     @contextmanager
-    def opened(self, flags: int) -> Iterator[int]:
+    def opened(self, flags: int) -> Generator[int, None, None]:
         """A descriptor of it, never through a symlink."""
         fd = open_parts(self.root_fd, self.parts, flags | os.O_NOFOLLOW, follow=False)
         try:
@@ -68,7 +68,7 @@ class Found:
             os.close(fd)
 
     @contextmanager
-    def parent(self) -> Iterator[int]:
+    def parent(self) -> Generator[int, None, None]:
         """A descriptor of the directory it is in."""
         fd = open_parts(self.root_fd, self.parts[:-1], os.O_PATH, follow=False)
         try:

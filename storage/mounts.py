@@ -13,9 +13,10 @@ hold the caller for ever.
 import errno
 import os
 import resource
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 from ..actors.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from . import syscalls as sys
@@ -42,8 +43,7 @@ class Mount:
     @classmethod
     def from_record(cls, record: Mapping[str, object]) -> "Mount":
         """What `to_record` gave."""
-        options = record["options"]
-        assert isinstance(options, list | tuple)
+        options = cast("Sequence[object]", record["options"])
         return cls(
             type=str(record["type"]),
             source=str(record["source"]),
@@ -233,7 +233,7 @@ def _new_filesystem(mount: Mount, options: Options) -> int:
 
 
 @contextmanager
-def detached(mounts: Sequence[Mount]) -> Iterator[int]:
+def detached(mounts: Sequence[Mount]) -> Generator[int, None, None]:
     """A descriptor of the mount's root directory, attached to no place.
 
     One mount only, a bind or a new filesystem; more cannot be stacked without a place.

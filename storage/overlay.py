@@ -1,0 +1,83 @@
+"""Snapshots as overlayfs layers: each holds only what it changed.
+
+    snapshots/<id>/fs      the layer: the upper directory while active, a lower one once committed
+    snapshots/<id>/work    the kernel's own, while active
+
+A snapshot without a parent is mounted as a bind of its layer, and so is a view of a single
+layer: overlayfs needs two. The options and their order are containerd's.
+"""
+
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+import trio
+
+from .mounts import Mount
+from .snapshotter import Kind
+from .workers import Workers
+
+_INDEX = Path("/sys/module/overlay/parameters/index")
+
+
+class Overlay:
+    """The driver. `user_attributes` is for a daemon inside a user namespace."""
+
+    name = "overlayfs"
+
+    def __init__(self, *, index_off: bool = True, user_attributes: bool = False) -> None:
+        self._options = (
+            *(("index=off",) if index_off else ()),
+            *(("userxattr",) if user_attributes else ()),
+        )
+
+    @classmethod
+    async def probe(cls, root: Path, workers: Workers) -> "Overlay | None":
+        """The driver fit for this directory; None where overlayfs does not work."""
+        works, user_attributes = await workers.probe_overlay(root / "probe")
+        if not works:
+            return None
+        index_off = await trio.to_thread.run_sync(_INDEX.exists)
+        return cls(index_off=index_off, user_attributes=user_attributes)
+
+    async def make(self, directory: Path, kind: Kind, parents: Sequence[Path]) -> None:
+        """Make the directories of a new snapshot."""
+        await trio.to_thread.run_sync(self._make, directory, kind, parents)
+
+    def _make(self, directory: Path, kind: Kind, parents: Sequence[Path]) -> None:
+        directory.mkdir(mode=0o700)
+        upper = directory / "fs"
+        upper.mkdir()
+        mode = 0o755
+        if parents:
+            # The upper directory is the root that a container sees.
+            status = os.stat(parents[0] / "fs")
+            os.chown(upper, status.st_uid, status.st_gid)
+            mode = stat.S_IMODE(status.st_mode)
+        upper.chmod(mode)
+        if kind is Kind.ACTIVE:
+            (directory / "work").mkdir(mode=0o711)
+
+    def content(self, directory: Path) -> Path:
+        """What a snapshot itself takes on the disk."""
+        return directory / "fs"
+
+    def mounts(self, directory: Path, kind: Kind, parents: Sequence[Path]) -> Sequence[Mount]:
+        """How to see the snapshot; the nearest parent comes first."""
+        lowers = [str(parent / "fs") for parent in parents]
+        upper = str(directory / "fs")
+        if not lowers:
+            return [_bind(upper, "rw" if kind is Kind.ACTIVE else "ro")]
+        if kind is Kind.ACTIVE:
+            own: tuple[str, ...] = (f"workdir={directory / 'work'}", f"upperdir={upper}")
+        elif len(lowers) == 1:
+            return [_bind(lowers[0], "ro")]
+        else:
+            own = ()
+        options = (*self._options, *own, "lowerdir=" + ":".join(lowers))
+        return [Mount(type="overlay", source="overlay", options=options)]
+
+
+def _bind(source: str, access: str) -> Mount:
+    return Mount(type="bind", source=source, options=(access, "rbind"))
