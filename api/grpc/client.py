@@ -36,9 +36,16 @@ Answer = TypeVar("Answer", bound=Message)
 
 _CONNECT_WITHIN_S = 10.0
 
+_ATTEMPTS_MAX = 6
+_ATTEMPTS_PAUSE_S = 0.002
+
+
+class NotProcessed(Unavailable):
+    """The server has not begun the call, so that it may be repeated whatever it does."""
+
+
 # What a stream's reset means when it comes instead of a status.
 _RESETS: Mapping[int, Code] = {
-    ErrorCodes.REFUSED_STREAM: Code.UNAVAILABLE,
     ErrorCodes.CANCEL: Code.CANCELLED,
     ErrorCodes.ENHANCE_YOUR_CALM: Code.RESOURCE_EXHAUSTED,
     ErrorCodes.INADEQUATE_SECURITY: Code.PERMISSION_DENIED,
@@ -91,7 +98,7 @@ class ClientConnection(Connection):
     def on_goaway(self, goaway: GoAway) -> None:
         """Calls above the last stream were not processed; the others finish."""
         self.leaving = goaway
-        lost = Unavailable("grpc: the server is leaving and has not processed the call")
+        lost = NotProcessed("grpc: the server is leaving and has not processed the call")
         for stream in list(self.streams.values()):
             if stream.stream_id > goaway.last_stream_id:
                 self.drop(stream, lost)
@@ -150,8 +157,12 @@ class ClientCall(Generic[Answer]):
     def on_reset(self, error_code: int) -> None:
         """The server has reset the stream. After a status that is only its way to end."""
         stream = self._stream
-        code = _RESETS.get(error_code, Code.INTERNAL)
+        if self._status is None and error_code == ErrorCodes.REFUSED_STREAM:
+            # A server may still count a stream that we have seen the end of.
+            self._connection.drop(stream, NotProcessed("grpc: the server refused the stream"))
+            return
         if self._status is None:
+            code = _RESETS.get(error_code, Code.INTERNAL)
             name = ErrorCodes(error_code).name if error_code in set(ErrorCodes) else error_code
             self._status = Status(code, f"grpc: the server has reset the stream ({name})")
         is_ok = self._status.code is Code.OK
@@ -243,7 +254,29 @@ class Channel:
         metadata: Metadata | None = None,
         timeout_s: float | None = None,
     ) -> Answer:
-        """One request, one answer."""
+        """One request, one answer.
+
+        A call that the server has refused as not processed is repeated, a few times.
+        """
+        ends_at = trio.current_time() + (inf if timeout_s is None else timeout_s)
+        for attempt in range(_ATTEMPTS_MAX):
+            left_s = None if timeout_s is None else ends_at - trio.current_time()
+            try:
+                return await self._unary(method, request, answer_type, metadata, left_s)
+            except NotProcessed:
+                if not self.is_open or attempt == _ATTEMPTS_MAX - 1:
+                    raise
+            await trio.sleep(_ATTEMPTS_PAUSE_S * 2**attempt)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _unary(
+        self,
+        method: str,
+        request: Message,
+        answer_type: type[Answer],
+        metadata: Metadata | None,
+        timeout_s: float | None,
+    ) -> Answer:
         async with self.stream(method, answer_type, metadata, timeout_s) as call:
             await call.send(request)
             await call.end()

@@ -23,7 +23,7 @@ from h2.settings import SettingCodes, Settings
 
 from ...actors.errors import Refusal, Unavailable
 from ..status import CallFailed
-from .goaway import PREFACE_BYTES, GoAway, GoAwayFilter, serialize
+from .goaway import PREFACE_BYTES, FrameTooLarge, GoAway, GoAwayFilter, serialize
 from .limits import (
     CONNECTION_WINDOW_BYTES,
     FRAME_BYTES_MAX,
@@ -100,7 +100,9 @@ class Connection:
         self.streams: dict[int, Stream] = {}
         self.closed = False  # nothing will be sent any more
         self.greeted = False  # the peer's settings are here
-        self._filter = GoAwayFilter(skip_bytes=0 if client_side else PREFACE_BYTES)
+        self._filter = GoAwayFilter(
+            skip_bytes=0 if client_side else PREFACE_BYTES, frame_bytes_max=FRAME_BYTES_MAX
+        )
         self._ready: deque[Stream] = deque()
         self._blocked: dict[int, Stream] = {}
         self._out = bytearray()
@@ -262,6 +264,9 @@ class Connection:
             else:
                 try:
                     self._take(bytes(data))
+                except FrameTooLarge:
+                    self.say_goaway(0, ErrorCodes.FRAME_SIZE_ERROR)
+                    self.fail()
                 except Exception as error:  # h2 and hpack raise many classes on hostile bytes
                     log.debug("grpc.protocol_error", error=str(error))
                     self.fail()

@@ -3,6 +3,9 @@
 h2 takes a GOAWAY, received or sent, as the end of the connection and then refuses every further
 frame. gRPC means the opposite: calls that run are to finish. So GOAWAY is cut out of the incoming
 bytes before h2 sees them, and the outgoing one is serialized here.
+
+Whoever looks at frame headers can also refuse a frame that is too large by its header; h2 gathers
+all of it first, up to 16 MiB.
 """
 
 import struct
@@ -27,6 +30,10 @@ class GoAway:
     error_code: int
 
 
+class FrameTooLarge(Exception):
+    """The peer announced a frame larger than the settings allow."""
+
+
 def serialize(last_stream_id: int, error_code: int = 0) -> bytes:
     """The bytes of one GOAWAY frame."""
     frame = GoAwayFrame(0, last_stream_id=last_stream_id, error_code=error_code)
@@ -40,12 +47,13 @@ class GoAwayFilter:
     its rest arrives; all other bytes pass at once, uncopied when no GOAWAY is among them.
     """
 
-    def __init__(self, *, skip_bytes: int) -> None:
+    def __init__(self, *, skip_bytes: int, frame_bytes_max: int = 2**24) -> None:
+        self._frame_bytes_max = frame_bytes_max
         self._skip_bytes = skip_bytes  # of the current frame (or the preface): pass, unread
         self._held = b""
 
     def split(self, data: bytes) -> list[bytes | GoAway]:
-        """The next bytes from the socket, in pieces."""
+        """The next bytes from the socket, in pieces. Raises FrameTooLarge."""
         if self._held:
             data = self._held + data
             self._held = b""
@@ -54,6 +62,8 @@ class GoAwayFilter:
         at = self._skip_bytes  # the next frame header
         while at + _HEADER_BYTES <= len(data):
             size = int.from_bytes(data[at : at + 3], "big")
+            if size > self._frame_bytes_max:
+                raise FrameTooLarge(f"{size} bytes, {self._frame_bytes_max} are allowed")
             end = at + _HEADER_BYTES + size
             if data[at + 3] != _GOAWAY_TYPE or not _BODY.size <= size <= _GOAWAY_BYTES_MAX:
                 at = end

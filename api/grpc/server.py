@@ -343,16 +343,17 @@ async def listen_unix(path: str | os.PathLike[str], mode: int = 0o600) -> trio.S
     try:
         if not stat.S_ISSOCK(os.lstat(target).st_mode):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
+        os.unlink(target)
     except FileNotFoundError:
         pass
-    # Bound beside its place and renamed into it: rename replaces a stale socket in one step.
-    hidden = f"{target}.{os.getpid()}"
     sock = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
     try:
-        await sock.bind(hidden)
-        os.chmod(hidden, mode)
+        # bind() gives the new inode the mode of the socket's own, less the umask: narrow it
+        # first, so that there is no moment in which others may connect.
+        os.fchmod(sock.fileno(), mode)
+        await sock.bind(target)
+        os.chmod(target, mode)
         sock.listen(_BACKLOG)
-        os.rename(hidden, target)
     except BaseException:
         sock.close()
         raise

@@ -10,6 +10,7 @@ ours can disagree with the .proto. A method without a handler answers UNIMPLEMEN
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from inspect import isasyncgenfunction
 from typing import Any
 
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
@@ -61,11 +62,14 @@ def kind_of(method: MethodDescriptor) -> Kind:
 def implement(service: ServiceDescriptor, handlers: Mapping[str, Handler]) -> Service:
     """The methods of a service for which there are handlers, by path.
 
-    Raises KeyError for a handler whose method the service does not have.
+    Raises KeyError for a handler whose method the service does not have, TypeError for an async
+    generator: a cancel scope in one may be left in another task than it was entered in.
     """
     methods: dict[str, Method] = {}
     for name, handler in handlers.items():
         method = service.methods_by_name[name]
+        if isasyncgenfunction(handler):
+            raise TypeError(f"the handler of {name} is an async generator; use call.send()")
         methods[f"/{service.full_name}/{name}"] = Method(
             handler,
             kind_of(method),
