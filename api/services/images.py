@@ -2,7 +2,7 @@
 
 from google.protobuf.empty_pb2 import Empty
 
-from ...storage.gc import Collector
+from ...storage.collector import Collector
 from ...storage.images import Image, Images
 from ..anys import nanoseconds, timestamp
 from ..grpc.call import Context

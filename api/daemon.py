@@ -1,0 +1,114 @@
+"""`holdfastd`: the host as a daemon, until SIGTERM or SIGINT.
+
+Ready is told to systemd by sd_notify (systemd's sd_notify(3)) once the socket accepts. A second
+signal ends the daemon at once; containers run on in either case.
+"""
+
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import click
+import structlog
+import trio
+
+from ..actors.errors import Refusal
+from .config import Config, load
+from .host import open_host
+from .identity import VERSION
+
+LEVELS = {"debug": 10, "info": 20, "warn": 30, "error": 40}
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger("holdfastd")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--root", type=click.Path(path_type=Path), help="What outlives a reboot.")
+@click.option("--state", type=click.Path(path_type=Path), help="What a reboot may take.")
+@click.option("--address", "-a", help="The API's unix socket.")
+@click.option("--config", "-c", "config_path", type=click.Path(path_type=Path), help="TOML file.")
+@click.option("--log-level", "-l", help="debug, info, warn or error.")
+@click.version_option(VERSION)
+def daemon(
+    root: Path | None,
+    state: Path | None,
+    address: str | None,
+    config_path: Path | None,
+    log_level: str | None,
+) -> None:
+    """Run containers under supervision and serve containerd's API."""
+    overrides = {
+        "root": root.absolute() if root else None,
+        "state": state.absolute() if state else None,
+        "address": address.removeprefix("unix://") if address else None,
+        "log_level": log_level,
+    }
+    try:
+        config = load(config_path, overrides)
+    except Refusal as error:
+        raise click.UsageError(str(error)) from error
+    if os.geteuid() != 0:
+        raise click.ClickException("holdfastd must run as root: it mounts and makes namespaces")
+    set_up_logging(config.log_level)
+    trio.run(serve, config)
+
+
+async def serve(config: Config) -> None:
+    """Open the host, say that it is ready, and run until a signal comes."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with open_host(config, serve=True):
+            log.info("daemon.ready", address=config.address, pid=os.getpid(), version=VERSION)
+            notify("READY=1")
+            async for number in signals:
+                log.info("daemon.stopping", signal=signal.Signals(number).name)
+                break
+            notify("STOPPING=1")
+            # From here on a further signal has its usual effect, in case the end hangs.
+            for name in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(name, signal.SIG_DFL)
+    log.info("daemon.stopped")
+
+
+def notify(state: str) -> None:
+    """Tell the service manager; nothing where there is none."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    target = "\0" + address[1:] if address.startswith("@") else address
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.sendto(state.encode(), target)
+    except OSError as error:
+        log.warning("daemon.notify_failed", address=address, reason=str(error))
+
+
+def set_up_logging(level: str) -> None:
+    """Lines of fields on stderr: for people on a terminal, JSON elsewhere."""
+    number = LEVELS[level]
+    logging.basicConfig(level=number, stream=sys.stderr, format="%(name)s: %(message)s")
+    terminal = sys.stderr.isatty()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.StackInfoRenderer(),
+            structlog.dev.ConsoleRenderer() if terminal else structlog.processors.dict_tracebacks,
+            *([] if terminal else [structlog.processors.JSONRenderer()]),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def main() -> None:
+    """The entry point."""
+    daemon(prog_name="holdfastd")
+
+
+if __name__ == "__main__":
+    main()

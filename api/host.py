@@ -1,0 +1,324 @@
+"""The host: everything that runs containers, in one process, opened and closed as a block.
+
+    async with holdfast.open(root="/var/lib/app", state="/run/app") as host:
+        await host.import_archive("busybox.tar")
+        done = await host.run("busybox", ["echo", "hello"])
+
+It builds the tree and holds the verbs of the rooms below; the daemon is a host that serves its
+sockets. Leaving the block ends actors and helper processes in order; containers run on, and the
+next host with the same root and state takes them up again.
+"""
+
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from ..actors.errors import FailedPrecondition, NotFound, Refusal
+from ..actors.exits import KILL
+from ..actors.reference import Ref
+from ..actors.system import System
+from ..runtime.ground import Ground
+from ..runtime.launch import Launcher, Wanted
+from ..runtime.shims import spawn_shim
+from ..runtime.stdio import Stdio
+from ..runtime.tasks import Process, Tasks
+from ..storage.archive import Archives
+from ..storage.collector import Collector
+from ..storage.containers import Containers
+from ..storage.content import ContentStore
+from ..storage.events import EventLog
+from ..storage.images import Images
+from ..storage.leases import Leases
+from ..storage.namespaces import Namespaces
+from ..storage.native import NativeDriver
+from ..storage.overlay import OverlayDriver
+from ..storage.snapshots import Snapshots
+from ..storage.store import Store
+from ..storage.unpack import Unpacker
+from ..storage.workers import Worker, Workers
+from ..supervision.report import CrashLog, crash_log
+from ..supervision.spec import ChildSpec, Restart
+from ..supervision.supervisor import Supervisor, open_tree
+from ..supervision.tree import Node, walk
+from ..supervision.verbs import start_child
+from .config import Config, load
+from .identity import lasting_uuid
+from .tree import EXECS, INGESTS, SNAPSHOTS, TASKS, WORKERS, host_tree
+
+DIRECTORY_MODE = 0o700
+LOCK_NAME = "lock"
+DATABASE_NAME = "holdfast.db"
+DEFAULT_NAMESPACE = "default"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completed:
+    """A container that ran to its end."""
+
+    name: str
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """A container that runs; its output goes to these files."""
+
+    name: str
+    pid: int
+    stdout: Path
+    stderr: Path
+
+
+@dataclass(kw_only=True)
+class Host:
+    """An open host. The fields are the rooms' verbs; the methods join them into the usual jobs."""
+
+    config: Config
+    uuid: str
+    system: System
+    store: Store
+    events: EventLog
+    namespaces: Namespaces
+    containers: Containers
+    images: Images
+    leases: Leases
+    content: ContentStore
+    snapshotters: Mapping[str, Snapshots]
+    workers: Workers
+    collector: Collector
+    archives: Archives
+    unpacker: Unpacker
+    tasks: Tasks
+    launcher: Launcher
+    started_at_ns: int
+    root: Ref[Supervisor] | None = field(default=None)
+
+    @property
+    def crashes(self) -> CrashLog:
+        """The crash reports of every supervisor below."""
+        return crash_log(self.system)
+
+    # -- images
+
+    async def import_archive(
+        self, path: str | os.PathLike[str], *, namespace: str = DEFAULT_NAMESPACE
+    ) -> Sequence[str]:
+        """Take in an OCI or Docker archive and unpack it; the names of its images."""
+        names: list[str] = []
+        with Path(path).open("rb") as file:
+            for image in await self.archives.take_in(namespace, file):
+                names.append(image.name)
+                await self.unpacker.unpack(namespace, image.target, self.snapshotter())
+        return names
+
+    def snapshotter(self, name: str = "") -> Snapshots:
+        """The snapshotter of that name, or the configured one."""
+        wanted = name or self.config.snapshotter
+        found = self.snapshotters.get(wanted)
+        if found is None:
+            raise NotFound(f"snapshotter {wanted}: not found")
+        return found
+
+    # -- containers
+
+    async def run(
+        self,
+        image: str,
+        args: Sequence[str] = (),
+        *,
+        namespace: str = DEFAULT_NAMESPACE,
+        **wishes: Any,
+    ) -> Completed:
+        """Run a container to its end and remove it; its exit status and output.
+
+        `wishes` are the fields of `runtime.launch.Wanted`: env, binds, memory_limit_bytes, ...
+        """
+        started = await self.start(image, args, namespace=namespace, **wishes)
+        try:
+            status = await self.wait(started.name, namespace=namespace)
+            return Completed(
+                name=started.name,
+                status=status,
+                stdout=await trio.Path(started.stdout).read_bytes(),
+                stderr=await trio.Path(started.stderr).read_bytes(),
+            )
+        finally:
+            with trio.CancelScope(shield=True):
+                await self.remove(started.name, namespace=namespace, force=True)
+
+    async def start(
+        self,
+        image: str,
+        args: Sequence[str] = (),
+        *,
+        name: str = "",
+        namespace: str = DEFAULT_NAMESPACE,
+        **wishes: Any,
+    ) -> Started:
+        """Start a container in the background; its output goes to files of the host's root."""
+        wanted = Wanted(name=name or uuid.uuid4().hex[:12], image=image, args=args, **wishes)
+        container = await self.launcher.create(namespace, wanted)
+        logs = self._logs(namespace, container.id)
+        try:
+            shutil.rmtree(logs, ignore_errors=True)
+            logs.mkdir(mode=DIRECTORY_MODE, parents=True)
+            stdio = Stdio(stdout=f"file://{logs}/stdout", stderr=f"file://{logs}/stderr")
+            for stream in ("stdout", "stderr"):
+                (logs / stream).touch(mode=0o600)
+            snapshots = self.snapshotter(container.snapshotter)
+            mounts = await snapshots.mounts(namespace, container.snapshot_key)
+            await self.tasks.create(namespace, container.id, mounts, stdio)
+            pid = await self.tasks.start(namespace, container.id)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self.remove(container.id, namespace=namespace, force=True)
+            raise
+        return Started(
+            name=container.id, pid=pid, stdout=logs / "stdout", stderr=logs / "stderr"
+        )
+
+    async def wait(self, name: str, *, namespace: str = DEFAULT_NAMESPACE) -> int:
+        """Wait for a container's end; its exit status."""
+        status, _ = await self.tasks.wait(namespace, name)
+        return status
+
+    async def kill(
+        self, name: str, signal: int = 9, *, namespace: str = DEFAULT_NAMESPACE
+    ) -> None:
+        """Send a signal to a container's first process."""
+        await self.tasks.kill(namespace, name, "", signal)
+
+    async def remove(
+        self, name: str, *, namespace: str = DEFAULT_NAMESPACE, force: bool = False
+    ) -> None:
+        """Remove a container with its task, snapshot and output; `force` kills it first."""
+        container = self.containers.get(namespace, name)
+        try:
+            if force and self.task(name, namespace=namespace).status != "STOPPED":
+                try:
+                    await self.tasks.kill(namespace, name, "", 9, all=True)
+                    await self.tasks.wait(namespace, name)
+                except Refusal:
+                    pass  # created and never started, or it ended meanwhile
+            await self.tasks.delete(namespace, name)
+        except NotFound:
+            pass  # it has no task
+        await self.containers.delete(namespace, name)
+        if container.snapshot_key:
+            snapshots = self.snapshotter(container.snapshotter)
+            await snapshots.remove(namespace, container.snapshot_key)
+        shutil.rmtree(self._logs(namespace, name), ignore_errors=True)
+
+    def task(self, name: str, *, namespace: str = DEFAULT_NAMESPACE) -> Process:
+        """The container's first process, as it was told last."""
+        return self.tasks.get(namespace, name)
+
+    def _logs(self, namespace: str, name: str) -> Path:
+        return self.config.root / "logs" / namespace / name
+
+    # -- the tree
+
+    async def tree(self) -> Node:
+        """The live tree as data."""
+        assert self.root is not None
+        return await walk(self.root)
+
+    async def tree_text(self) -> str:
+        """The live tree, a node a line."""
+        return "\n".join(tree_lines(await self.tree()))
+
+    def task_actor(self, name: str, *, namespace: str = DEFAULT_NAMESPACE) -> str:
+        """The registered name of a task's actor."""
+        return self.tasks.actor_name(namespace, name)
+
+    async def kill_actor(self, name: str) -> None:
+        """End one actor as a fault would; its supervisor decides what follows."""
+        ref = self.system.whereis(name)
+        if ref is None:
+            raise NotFound(f"actor {name}: not found")
+        ref.exit(KILL)
+        await ref.wait_exit()
+
+
+def tree_lines(node: Node, lead: str = "", branch: str = "") -> list[str]:
+    """A tree as text, a node a line."""
+    facts = [node.state]
+    if node.restarts:
+        facts.append(f"{node.restarts} restart{'s' if node.restarts != 1 else ''}")
+    if node.mailbox:
+        facts.append(f"{node.mailbox} waiting")
+    lines = [f"{lead}{branch}{node.name}  {', '.join(facts)}"]
+    below = lead + {"├─ ": "│  ", "└─ ": "   "}.get(branch, "")
+    for number, child in enumerate(node.children, 1):
+        last = number == len(node.children)
+        lines += tree_lines(child, below, "└─ " if last else "├─ ")
+    return lines
+
+
+@asynccontextmanager
+async def open(
+    root: str | os.PathLike[str],
+    state: str | os.PathLike[str],
+    **settings: Any,
+) -> AsyncIterator[Host]:
+    """A host below these two directories, serving no socket. `settings` are Config's fields."""
+    config = load(None, {"root": Path(root).absolute(), "state": Path(state).absolute()})
+    async with open_host(replace(config, **settings), serve=False) as host:
+        yield host
+
+
+@asynccontextmanager
+async def open_host(config: Config, *, serve: bool) -> AsyncIterator[Host]:
+    """A host with this configuration; `serve` opens its sockets.
+
+    FailedPrecondition when another host uses the same root.
+    """
+    prepare_directories(config)
+    lock = lock_root(config.root)
+    try:
+        async with System.open(stop_within_s=config.shutdown_within_s) as system:
+            async with Store.open(
+                config.root / DATABASE_NAME, events_kept_max=config.events_kept
+            ) as store:
+                host, tree = await build(config, system, store, serve=serve)
+                host.root = await open_tree(tree)
+                try:
+                    yield host
+                finally:
+                    with trio.CancelScope(shield=True):
+                        host.root.shutdown()
+                        with trio.move_on_after(config.shutdown_within_s):
+                            await host.root.wait_exit()
+                        host.root.exit(KILL)
+                        host.tasks.close()
+    finally:
+        os.close(lock)
+
+
+def prepare_directories(config: Config) -> None:
+    """Make root and state, for root's eyes alone; also where they were wider before."""
+    for path in (config.root, config.state):
+        path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+        path.chmod(DIRECTORY_MODE)
+
+
+def lock_root(root: Path) -> int:
+    """Hold the root for this process; the kernel lets go when it ends, however it ends."""
+    lock = os.open(root / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise FailedPrecondition(f"{root} is in use by another host") from None
+    return lock

@@ -1,0 +1,215 @@
+"""containerd.services.content.v1: blobs by digest, and how they come to be.
+
+A Write stream is a conversation about one ref: each message may bring bytes, ask for the state
+or commit, and each is answered with where the ingest is now. Leaving the stream keeps what was
+written, and the next stream goes on from there.
+"""
+
+from google.protobuf.empty_pb2 import Empty
+
+from ...actors.errors import AlreadyExists, InvalidArgument, NotFound, OutOfRange
+from ...storage.content import ContentInfo, ContentStore, IngestStatus
+from ...storage.digest import parse_digest
+from ...storage.ingest import Ingest
+from ..anys import timestamp
+from ..grpc.call import Call, Context
+from ..grpc.service import Service, implement
+from ..proto.services import content_pb2 as pb
+
+BATCH = 100
+
+WriteCall = Call[pb.WriteContentRequest, pb.WriteContentResponse]
+
+
+def service(content: ContentStore) -> Service:
+    """The service over this store."""
+
+    async def info(request: pb.InfoRequest, context: Context) -> pb.InfoResponse:
+        return pb.InfoResponse(info=info_to(content.info(context.namespace(), request.digest)))
+
+    async def update(request: pb.UpdateRequest, context: Context) -> pb.UpdateResponse:
+        updated = await content.update(
+            context.namespace(),
+            request.info.digest,
+            dict(request.info.labels),
+            tuple(request.update_mask.paths),
+        )
+        return pb.UpdateResponse(info=info_to(updated))
+
+    async def list_(
+        request: pb.ListContentRequest, call: Call[pb.ListContentRequest, pb.ListContentResponse]
+    ) -> None:
+        batch: list[pb.Info] = []
+        for found in list(content.list(call.namespace(), list(request.filters))):
+            batch.append(info_to(found))
+            if len(batch) == BATCH:
+                await call.send(pb.ListContentResponse(info=batch))
+                batch.clear()
+        if batch:
+            await call.send(pb.ListContentResponse(info=batch))
+
+    async def delete(request: pb.DeleteContentRequest, context: Context) -> Empty:
+        await content.delete(context.namespace(), request.digest, lease=context.lease() or "")
+        return Empty()
+
+    async def read(
+        request: pb.ReadContentRequest, call: Call[pb.ReadContentRequest, pb.ReadContentResponse]
+    ) -> None:
+        async with await content.open_blob(call.namespace(), request.digest) as blob:
+            at, end = _range(request, blob.size)
+            while at < end:
+                data = await blob.pread(at, end - at)
+                if not data:
+                    break
+                await call.send(pb.ReadContentResponse(offset=at, data=data))
+                at += len(data)
+
+    async def status(request: pb.StatusRequest, context: Context) -> pb.StatusResponse:
+        found = await content.status(context.namespace(), request.ref)
+        return pb.StatusResponse(status=status_to(found))
+
+    async def list_statuses(
+        request: pb.ListStatusesRequest, context: Context
+    ) -> pb.ListStatusesResponse:
+        found = await content.list_statuses(context.namespace(), list(request.filters))
+        return pb.ListStatusesResponse(statuses=[status_to(each) for each in found])
+
+    async def abort(request: pb.AbortRequest, context: Context) -> Empty:
+        await content.abort(context.namespace(), request.ref)
+        return Empty()
+
+    async def write(call: WriteCall) -> None:
+        first = await call.receive()
+        if first is None:
+            return
+        if not first.ref:
+            raise InvalidArgument("first message must have a reference")
+        await _Writing(content, call).run(first)
+
+    return implement(
+        pb.DESCRIPTOR.services_by_name["Content"],
+        {
+            "Info": info,
+            "Update": update,
+            "List": list_,
+            "Delete": delete,
+            "Read": read,
+            "Status": status,
+            "ListStatuses": list_statuses,
+            "Write": write,
+            "Abort": abort,
+        },
+    )
+
+
+class _Writing:
+    """One Write stream."""
+
+    def __init__(self, content: ContentStore, call: WriteCall) -> None:
+        self._content = content
+        self._call = call
+        self._namespace = call.namespace()
+        self._lease = call.lease() or ""
+        self._total = 0
+        self._expected = ""
+
+    async def run(self, first: pb.WriteContentRequest) -> None:
+        self._total, self._expected = first.total, first.expected
+        ingest = await self._content.open_ingest(
+            self._namespace,
+            first.ref,
+            total=first.total,
+            expected=first.expected,
+            lease=self._lease,
+        )
+        async with ingest:
+            request: pb.WriteContentRequest | None = first
+            while request is not None:
+                await self._take_wishes(request)
+                if request.action == pb.COMMIT:
+                    await self._commit(ingest, request)
+                    return
+                await self._append(ingest, request)
+                await self._call.send(await self._state(ingest, request.action))
+                request = await self._call.receive()
+
+    async def _take_wishes(self, request: pb.WriteContentRequest) -> None:
+        """Digest and size may be told with any message; a later word wins."""
+        if request.expected and request.expected != self._expected:
+            self._expected = request.expected
+            try:
+                self._content.info(self._namespace, request.expected)
+            except NotFound:
+                pass
+            else:
+                raise AlreadyExists(
+                    f"blob with expected digest {request.expected} exists: already exists"
+                )
+        if request.total > 0:
+            self._total = request.total
+
+    async def _append(self, ingest: Ingest, request: pb.WriteContentRequest) -> None:
+        if request.action == pb.WRITE and (request.data or request.offset):
+            await ingest.write(request.data, request.offset)
+
+    async def _commit(self, ingest: Ingest, request: pb.WriteContentRequest) -> None:
+        if request.data:
+            await ingest.write(request.data, request.offset)
+        expected = parse_digest(self._expected) if self._expected else None
+        answer = await self._state(ingest, pb.COMMIT)
+        committed = await ingest.commit(
+            self._total, expected, dict(request.labels), lease=self._lease
+        )
+        answer.digest, answer.offset, answer.total = (
+            committed.digest,
+            committed.size,
+            self._total,
+        )
+        await self._call.send(answer)
+
+    async def _state(self, ingest: Ingest, action: pb.WriteAction) -> pb.WriteContentResponse:
+        state = await ingest.state()
+        answer = pb.WriteContentResponse(
+            action=action, offset=state.offset, total=self._total, digest=state.digest
+        )
+        if action == pb.STAT:
+            times = await self._content.status(self._namespace, ingest.ref)
+            _stamp(answer, times)
+        return answer
+
+
+def _stamp(answer: pb.WriteContentResponse, times: IngestStatus) -> None:
+    started, updated = timestamp(times.started_at), timestamp(times.updated_at)
+    if started is not None:
+        answer.started_at.CopyFrom(started)
+    if updated is not None:
+        answer.updated_at.CopyFrom(updated)
+
+
+def _range(request: pb.ReadContentRequest, size: int) -> tuple[int, int]:
+    """Where a read begins and ends; containerd's words for a range outside the blob."""
+    if not 0 <= request.offset <= size:
+        raise OutOfRange(f"read past object length {size} bytes")
+    end = size if request.size <= 0 else min(size, request.offset + request.size)
+    return request.offset, end
+
+
+def info_to(info: ContentInfo) -> pb.Info:
+    return pb.Info(
+        digest=info.digest,
+        size=info.size,
+        created_at=timestamp(info.created_at),
+        updated_at=timestamp(info.updated_at),
+        labels=dict(info.labels),
+    )
+
+
+def status_to(status: IngestStatus) -> pb.Status:
+    return pb.Status(
+        started_at=timestamp(status.started_at),
+        updated_at=timestamp(status.updated_at),
+        ref=status.ref,
+        offset=status.offset,
+        total=status.total,
+        expected=status.expected,
+    )

@@ -1,0 +1,109 @@
+"""The tree of a host, on one screen, in start order, each child with the reason for its place."""
+
+from collections.abc import Awaitable, Callable, Sequence
+
+
+from ..actors.actor import Actor
+from ..runtime.ground import Ground
+from ..runtime.recovery import Recoverer
+from ..runtime.shims import NAME as FORK_SERVER
+from ..runtime.shims import Shims
+from ..runtime.tasks import StartChild
+from ..storage.collector import Collector
+from ..storage.store import Store
+from ..supervision.dynamic import dynamic
+from ..supervision.spec import Backoff, ChildSpec, Intensity, Strategy, Tree
+
+ROOT = "holdfast"
+WORKERS, INGESTS, SNAPSHOTS, TASKS, EXECS = "workers", "ingests", "snapshots", "tasks", "execs"
+OFTEN = Intensity(restarts=50, within_s=10.0)
+BACKOFF = Backoff(first_s=0.05, max_s=5.0)
+
+Stopper = Callable[[float], Awaitable[None]]
+
+
+class Watch(Actor):
+    """Turns the store's fault into a fall, which the supervisors above answer."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__()
+        self._store = store
+
+    def on_start(self) -> None:
+        self.spawn_task(self._watch)
+
+    async def _watch(self) -> None:
+        raise await self._store.wait_fault()
+
+
+class Collecting(Actor):
+    """Runs the garbage collector."""
+
+    def __init__(self, collector: Collector) -> None:
+        super().__init__()
+        self._collector = collector
+
+    def on_start(self) -> None:
+        self.spawn_task(self._collector.run)
+
+
+class Serving(Actor):
+    """Serves the sockets; draining them is its orderly end."""
+
+    def __init__(
+        self, start: Callable[[], Awaitable[Sequence[Callable[[], Awaitable[None]]]]], stop: Stopper
+    ) -> None:
+        super().__init__()
+        self._start = start
+        self._stop_serving = stop
+
+    async def on_start(self) -> None:
+        for loop in await self._start():
+            self.spawn_task(loop)
+
+    async def on_stop(self) -> None:
+        await self._stop_serving(1.0)
+
+
+def host_tree(
+    *,
+    store: Store,
+    collector: Collector,
+    ground: Ground,
+    start_task: StartChild,
+    start_exec: StartChild,
+    serving: ChildSpec | None,
+) -> Tree:
+    """All that a host runs. A fall restarts what was started after it, never what was before."""
+    children: list[ChildSpec | Tree] = [
+        # Everyone below reads the store. It opened before the tree; its fault is the host's end.
+        ChildSpec("store", Watch, args=(store,), name="store"),
+        # Processes that mount, unpack and remove: the snapshots and the collector call them.
+        dynamic(WORKERS, OFTEN, name=WORKERS),
+        # One actor per open ingest and per snapshot at work. One's fall is its own.
+        dynamic(INGESTS, OFTEN, name=INGESTS),
+        dynamic(SNAPSHOTS, OFTEN, name=SNAPSHOTS),
+        # Removes what nothing refers to, by way of snapshots and workers.
+        ChildSpec("collector", Collecting, args=(collector,), name="collector"),
+        # Forks shims for the tasks. Tasks keep their shims when it falls, so it falls alone.
+        Tree(
+            "runtime",
+            Strategy.ONE_FOR_ONE,
+            OFTEN,
+            [
+                ChildSpec(FORK_SERVER, Shims, name=FORK_SERVER),
+                # One per container task and per exec, added as clients ask.
+                dynamic(TASKS, OFTEN, name=TASKS, backoff=BACKOFF),
+                dynamic(EXECS, OFTEN, name=EXECS, backoff=BACKOFF),
+                # Brings back the tasks of an earlier life, beside everything else.
+                ChildSpec("recovery", Recoverer, args=(ground, start_task, start_exec)),
+            ],
+            name="runtime",
+        ),
+    ]
+    if serving is not None:
+        # Last to start, first to stop: no request meets a half-built house.
+        children.append(serving)
+    return Tree(ROOT, Strategy.REST_FOR_ONE, Intensity(restarts=5, within_s=10.0), children, name=ROOT)
+
+

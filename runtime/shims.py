@@ -1,0 +1,74 @@
+"""The source of shims: an actor that keeps one fork server alive.
+
+    starting --the server said hello--> READY --the server is gone--> crash, started anew
+
+Shims outlive it: the task actors find theirs by their sockets. A fork that fails is the caller's
+refusal; only the server's death is this actor's.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from ..actors.actor import Actor
+from ..actors.errors import Unavailable
+from ..actors.exits import ActorExited
+from ..actors.message import Request
+from ..actors.system import System
+from .shimclient import ForkServer
+
+NAME = "fork-server"
+SPAWN_WITHIN_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class GetServer(Request[ForkServer]):
+    """Asked by `spawn_shim`; answered with the living fork server."""
+
+
+class ForkServerGone(Exception):
+    """The fork server ended, which it never does by itself."""
+
+
+async def spawn_shim(bundle: Path, /, *, adopt: bool = False) -> int:
+    """Fork a shim for the bundle through the running system's fork server; its pid.
+
+    Unavailable while the server is being started anew, or when it does not answer.
+    """
+    shims = System.current().whereis(NAME)
+    if shims is None:
+        raise Unavailable("the fork server is being started")
+    try:
+        server = await shims.call(GetServer(), timeout_s=SPAWN_WITHIN_S)
+    except ActorExited as error:
+        raise Unavailable(f"the fork server is gone: {error}") from error
+    # Asked over its own connection, not through the mailbox: forks run beside each other.
+    return await server.spawn_shim(bundle, adopt=adopt)
+
+
+class Shims(Actor):
+    """Owns the fork server's process and connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._server: ForkServer | None = None
+
+    async def on_start(self) -> None:
+        self._server = await ForkServer.start()
+        self.spawn_task(self._watch, self._server)
+
+    def on_receive(self, message: GetServer) -> ForkServer:
+        assert self._server is not None
+        return self._server
+
+    async def _watch(self, server: ForkServer) -> None:
+        try:
+            await server.run()
+        finally:
+            with trio.CancelScope(shield=True):
+                await server.aclose()
+        raise ForkServerGone(f"fork server {server.pid} ended")
+
+    def describe_state(self) -> str:
+        return f"fork server {self._server.pid}" if self._server is not None else "starting"
