@@ -172,7 +172,7 @@ async def test_a_damaged_event_is_a_gap(store: Store) -> None:
 async def test_filters_choose_by_topic_namespace_and_field(store: Store) -> None:
     filters = [
         'topic~="/tasks/",namespace==default,event.container_id==web',
-        "topic==/images/create",
+        'topic=="/images/create"',
     ]
     with store.events.subscribe(filters) as subscription:
         await emit(store, container_id="db")
