@@ -27,6 +27,7 @@ from typing import TypeVar, cast
 import pykka
 import trio
 
+from ..actors.threads import call_thread
 from .database import Damaged, EventRows, Journal, Record, Row, SchemaTooNew, StoreLocked
 from .events import EventLog
 from .models import Models
@@ -47,6 +48,8 @@ __all__ = [
 ]
 
 R = TypeVar("R")
+
+CLOSE_WITHIN_S = 5.0
 
 
 class Store:
@@ -95,14 +98,12 @@ class Store:
             except trio.RunFinishedError:
                 pass  # nobody is left to be told; the commit stands
 
-        # Not registered with pykka: the registry is for actors that are looked up there.
-        writer = Writer.start(path, store._pending, deliver, group_max, events_kept_max)
-        store._writer = writer
+        store._writer = await Writer.spawn(
+            path, store._pending, deliver, group_max, events_kept_max
+        )
         try:
-            loaded = await trio.to_thread.run_sync(lambda: writer.ask(Open()))
-            if isinstance(loaded, BaseException):
-                raise loaded
-            assert isinstance(loaded, Loaded)
+            # No deadline: a large database takes as long as it takes to load.
+            loaded = await call_thread(store._writer, Open(), None)
             rows = await trio.to_thread.run_sync(EventRows, path)
             try:
                 store._load(loaded, rows)
@@ -110,10 +111,9 @@ class Store:
             finally:
                 rows.close()
         finally:
-            with trio.CancelScope(shield=True), trio.move_on_after(5.0):
-                await trio.to_thread.run_sync(
-                    lambda: (writer.ask(Close()), writer.stop()), abandon_on_cancel=True
-                )
+            with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_WITHIN_S):
+                await call_thread(store._writer, Close(), None)
+            store._writer.stop(block=False)
 
     def _load(self, loaded: Loaded, rows: EventRows) -> None:
         for record in loaded.records:

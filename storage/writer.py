@@ -17,11 +17,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import pykka
+from typing import Any, assert_never
 
 from ..actors.errors import ResourceExhausted
+from ..actors.threads import ThreadActor
 from .database import Damaged, Database, Record
 from .events import Event
 from .transaction import Change, Transaction
@@ -105,11 +104,8 @@ class Pending:
             return taken
 
 
-class Writer(pykka.ThreadingActor):
-    """Owns the database. Never raises into pykka: every failure is an answer or a fault."""
-
-    # The process may end while a sync hangs in the kernel.
-    use_daemon_thread = True
+class Writer(ThreadActor):
+    """Owns the database. A job's failure is its answer; the database's own is a `StoreFault`."""
 
     def __init__(
         self,
@@ -130,23 +126,21 @@ class Writer(pykka.ThreadingActor):
         self._first_seq = 1
         self._last_seq = 0
 
-    def on_receive(self, message: Open | Drain | Close) -> Loaded | BaseException | None:
-        """Answer `Open` with `Loaded` or with the exception that prevents it."""
+    def on_receive(self, message: Open | Drain | Close) -> Loaded | None:
+        """Answer `Open` with `Loaded`, or raise what prevents it."""
         match message:
             case Open():
-                try:
-                    return self._open()
-                except Exception as error:
-                    return error
+                return self._open()
             case Drain():
                 self._drain()
-                return None
             case Close():
                 self._drain()
                 if self._database is not None:
                     self._database.close()
                     self._database = None
-                return None
+            case _:
+                assert_never(message)
+        return None
 
     def _open(self) -> Loaded:
         database = Database(self._path)
