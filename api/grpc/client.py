@@ -283,7 +283,8 @@ class Channel:
             answer = await call.receive()
             if answer is None:
                 raise internal("grpc: the server ended the call without an answer")
-            await call.receive()  # the status; a second message would be the server's fault
+            if await call.receive() is not None:
+                raise internal("grpc: the server sent two answers to a unary call")
             return answer
 
     @asynccontextmanager
