@@ -421,6 +421,8 @@ class TarReader:
             lines += got
             if lines and wanted == 1:
                 wanted = 1 + 2 * _decimal(lines[0], "sparse count")
-            if max(wanted, len(lines)) > 2 * self._bounds.sparse_pieces_max or len(rest) > 64:
+            if wanted > 2 * self._bounds.sparse_pieces_max:
                 raise ResourceExhausted("tar: a sparse map is too long")
+            if len(lines) < wanted and len(rest) > 20:
+                raise InvalidArgument("tar: a sparse map is malformed")
         return [_decimal(line, "map") for line in lines[1:wanted]]

@@ -7,7 +7,7 @@ through real mounts, which are taken off also when a check fails.
 import os
 import shutil
 import stat
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,8 @@ from holdfast.actors.errors import (
     InvalidArgument,
     NotFound,
 )
+from holdfast.storage.database import EventRows
+from holdfast.storage.events import Event
 from holdfast.storage.mounts import Mount, mount_all, unmount_all
 from holdfast.storage.snapshotter import Info, Kind, Snapshotter
 from holdfast.storage.store import Store
@@ -59,6 +61,12 @@ class House:
             found = describe(root)
         await self.snapshotter.remove(NS, "tree-view")
         return found
+
+
+def mounts_below(path: Path) -> list[str]:
+    """What is mounted somewhere below a directory."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [line for line in lines if line.split()[4].startswith(f"{path}/")]
 
 
 Make = Callable[[], AbstractAsyncContextManager[House]]
@@ -234,7 +242,12 @@ async def renames(house: House) -> None:
     await house.layer("two", "one", rename)
     tree = await house.tree("two")
     assert set(tree) == {"moved", "moved/hosts", "link", "bin"}
-    await house.layer("three", "two", lambda root: ((root / "bin").unlink(), (root / "bin").mkdir()))
+
+    def back(root: Path) -> None:
+        (root / "bin").unlink()
+        (root / "bin").mkdir()
+
+    await house.layer("three", "two", back)
     assert (await house.tree("three")).keys() == {"moved", "moved/hosts", "link", "bin"}
 
 
@@ -333,7 +346,7 @@ async def many_layers(house: House) -> None:
     parent = ""
     for number in range(128):
         mounts = await s.prepare(NS, "next", parent)
-        if len(mounts) == 1 and mounts[0].type == "bind" or number in (1, 50, 127):
+        if (len(mounts) == 1 and mounts[0].type == "bind") or number in (1, 50, 127):
             with house.mounted(mounts) as root:
                 (root / f"file-{number}").write_text(str(number))
                 (root / "last").write_text(str(number))
@@ -347,12 +360,11 @@ async def many_layers(house: House) -> None:
 async def events(house: House) -> None:
     """Each change comes with its event."""
     s = house.snapshotter
-    seen: list[tuple[str, object]] = []
     await s.prepare(NS, "one", "")
     await s.commit(NS, "layer", "one")
     await s.view(NS, "look", "layer")
     await s.remove(NS, "look")
-    seen = [(event.topic, event.payload) for event in await _events(house.store)]
+    seen = [(event.topic, event.payload) for event in _events(house.store)]
     name = s.name
     assert seen == [
         ("/snapshot/prepare", {"key": "one", "parent": "", "snapshotter": name}),
@@ -361,9 +373,7 @@ async def events(house: House) -> None:
     ]
 
 
-async def _events(store: Store) -> list[object]:
-    from holdfast.storage.database import EventRows
-
+def _events(store: Store) -> list[Event]:
     rows = EventRows(store.path)
     try:
         return [event for event in rows.read(0, 1000) if event.topic.startswith("/snapshot/")]
@@ -391,7 +401,4 @@ async def check_snapshotter(make: Make, check: Callable[[House], Awaitable[None]
     """One check of the suite in a house of its own, which is empty of mounts afterwards."""
     async with make() as house:
         await check(house)
-        assert str(house.tmp) not in Path("/proc/self/mountinfo").read_text()
-
-
-__all__ = ["CHECKS", "AsyncGenerator", "House", "check_snapshotter"]
+        assert not mounts_below(house.tmp)
