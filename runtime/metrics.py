@@ -1,7 +1,7 @@
 """Metrics: what a container's cgroups count, under the names of containerd's messages.
 
-`read_metrics` gives plain maps whose keys are the fields of io.containerd.cgroups.v1.Metrics or v2.Metrics;
-the API turns them into the message. A file that the kernel does not offer leaves its fields out.
+`read_metrics` gives plain maps whose keys are the fields of io.containerd.cgroups.v1.Metrics or of
+v2.Metrics; the API makes the message. A file that the kernel does not offer leaves its fields out.
 """
 
 import os

@@ -1,0 +1,145 @@
+"""The OCI runtime: which program, its command lines, its words when it fails.
+
+Nothing here runs anything or waits; the shim does. crun and runc take the same words, and crun
+keeps its own state in a way that we know: there the start is one byte into a FIFO and the removal
+is ours, which saves two executions per container.
+
+Standard library alone: the fork server preloads this file.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ..actors.errors import InvalidArgument, NotFound
+from . import procfs
+
+PREFERRED: Final = ("crun", "runc")
+CAP_SYS_RESOURCE: Final = 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """One OCI runtime as one container uses it.
+
+    `program` is executed, `name` is told in errors. `root` is where it keeps its state.
+    """
+
+    program: str
+    name: str
+    root: str
+    systemd_cgroup: bool = False
+    no_pivot_root: bool = False
+    no_new_keyring: bool = False
+
+    def create(self, id: str, bundle: str, pid_file: str, console: str, log: str) -> list[str]:
+        """Makes the container; its first process waits to be started."""
+        words = ["create", "--bundle", bundle, "--pid-file", pid_file]
+        if console:
+            words += ["--console-socket", console]
+        if self.no_pivot_root:
+            words.append("--no-pivot")
+        if self.no_new_keyring:
+            words.append("--no-new-keyring")
+        return self.command(log, *words, id)
+
+    def exec(self, id: str, process: str, pid_file: str, console: str, log: str) -> list[str]:
+        """Runs a further process, which becomes an orphan, and ours."""
+        words = ["exec", "--detach", "--pid-file", pid_file, "--process", process]
+        if console:
+            words += ["--tty", "--console-socket", console]
+        return self.command(log, *words, id)
+
+    def command(self, log: str, *words: str) -> list[str]:
+        """A command line; what goes wrong is written to `log` as lines of JSON."""
+        start = [self.name, "--root", self.root, "--log", log, "--log-format", "json"]
+        if self.systemd_cgroup:
+            start.append("--systemd-cgroup")
+        return [*start, *words]
+
+    def state_directory(self, id: str) -> str:
+        """Where the runtime keeps this container's state."""
+        return f"{self.root}/{id}"
+
+    def exec_fifo(self, id: str) -> str | None:
+        """The FIFO that takes the byte which starts the container; None when this is not crun.
+
+        crun keeps a file `status`; runc keeps `state.json`, and its FIFO is read, not written.
+        """
+        directory = self.state_directory(id)
+        known = os.path.exists(f"{directory}/status") and os.path.exists(f"{directory}/exec.fifo")
+        return f"{directory}/exec.fifo" if known else None
+
+    def can_be_removed_by_us(self, id: str, config: Mapping[str, Any]) -> bool:
+        """Whether removing cgroups and state is all that its delete would do."""
+        known = os.path.exists(f"{self.state_directory(id)}/status")
+        return known and not self.systemd_cgroup and not hooks(config, "poststop")
+
+
+def find_program(binary_name: str) -> str:
+    """The path of the wanted runtime, or of the preferred one that is installed."""
+    for name in (binary_name,) if binary_name else PREFERRED:
+        # The shim's PATH may be poor; sbin is where Debian keeps runc.
+        path = shutil.which(name, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
+        if path is not None:
+            return path
+    wanted = binary_name or " or ".join(PREFERRED)
+    raise NotFound(f"OCI runtime {wanted}: not found")
+
+
+def failure(log: str, status: int) -> str:
+    """Why the runtime failed: the last error in its log, else how it ended."""
+    message = ""
+    try:
+        lines = Path(log).read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        lines = []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and entry.get("level") in ("error", "fatal", None):
+            message = str(entry.get("msg", "")) or message
+    if message:
+        return message
+    code = os.waitstatus_to_exitcode(status)
+    return f"killed by signal {-code}" if code < 0 else f"exit status {code}"
+
+
+def parse(config: bytes, about: str) -> dict[str, Any]:
+    """A JSON object from outside; InvalidArgument when it is none."""
+    try:
+        parsed = json.loads(config)
+    except ValueError as error:
+        raise InvalidArgument(f"{about}: {error}") from error
+    if not isinstance(parsed, dict):
+        raise InvalidArgument(f"{about}: not a JSON object")
+    return parsed
+
+
+def hooks(config: Mapping[str, Any], kind: str) -> Sequence[Any]:
+    """The hooks of one kind in a config."""
+    return (config.get("hooks") or {}).get(kind) or ()
+
+
+def has_pid_namespace(config: Mapping[str, Any]) -> bool:
+    """Whether the kernel kills the container's processes with its first one."""
+    namespaces = (config.get("linux") or {}).get("namespaces") or ()
+    return any(one.get("type") == "pid" and not one.get("path") for one in namespaces)
+
+
+def clamp_oom_score(process: dict[str, Any]) -> bool:
+    """Raises a process spec's oomScoreAdj to ours where it may not be lower; tells if it did."""
+    wanted = process.get("oomScoreAdj")
+    if not isinstance(wanted, int) or procfs.has_capability(CAP_SYS_RESOURCE):
+        return False
+    ours = int(Path("/proc/self/oom_score_adj").read_text())
+    if wanted >= ours:
+        return False
+    process["oomScoreAdj"] = ours
+    return True

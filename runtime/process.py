@@ -1,0 +1,169 @@
+"""A process of a container as its shim keeps it: its state, what it holds, its exit record.
+
+    CREATING --> CREATED --> STARTING --> RUNNING --> STOPPED
+                    +------------------------------------^
+
+A container's first process has the exec id "" and, being made by the OCI runtime's create, has a
+pid from CREATED on; a further one has its pid from RUNNING on.
+
+Standard library and cbor2 alone: the fork server preloads this file.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+import cbor2
+
+from .procfs import Identity
+from .pty import Terminal
+from .stdio import Stdio, Streams
+
+STATUS_LOST: Final = 255
+
+
+class Status(StrEnum):
+    """Where a process is in its life."""
+
+    CREATING = "creating"
+    CREATED = "created"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitRecord:
+    """How a process ended: its exit status, or 128 and the signal. `lost`: nobody can know."""
+
+    pid: int
+    status: int
+    exited_at_ns: int
+    lost: bool = False
+
+
+def exit_status(wait_status: int) -> int:
+    """The status that clients are told."""
+    code = os.waitstatus_to_exitcode(wait_status)
+    return 128 - code if code < 0 else code
+
+
+def write_exit(bundle: str, exec_id: str, record: ExitRecord) -> None:
+    """Makes the record durable: it outlives us and a loss of power once this returns."""
+    directory = f"{bundle}/exits"
+    os.makedirs(directory, exist_ok=True)
+    write_durable(f"{directory}/{_file_name(exec_id)}", cbor2.dumps(asdict(record)))
+
+
+def read_exit(bundle: str, exec_id: str) -> ExitRecord | None:
+    """The record of a process that has ended; None while there is none."""
+    try:
+        data = Path(f"{bundle}/exits/{_file_name(exec_id)}").read_bytes()
+    except FileNotFoundError:
+        return None
+    return ExitRecord(**cbor2.loads(data))
+
+
+def remove_exit(bundle: str, exec_id: str) -> None:
+    """Forgets a record: its exec id may come again."""
+    try:
+        os.unlink(f"{bundle}/exits/{_file_name(exec_id)}")
+    except FileNotFoundError:
+        pass
+
+
+def write_durable(path: str, data: bytes) -> None:
+    """Replaces a file so that after any crash it holds all of the old or all of the new."""
+    temporary = f"{path}.tmp"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb", closefd=False) as file:
+            file.write(data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.rename(temporary, path)
+    directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _file_name(exec_id: str) -> str:
+    # An exec may well be called "init".
+    return f"exec-{exec_id}.cbor" if exec_id else "init.cbor"
+
+
+@dataclass(slots=True, kw_only=True)
+class Process:
+    """One process. `pidfd` is open while it lives; `streams` or `terminal` while it has stdio."""
+
+    exec_id: str
+    stdio: Stdio
+    status: Status
+    identity: Identity | None = None
+    pidfd: int | None = None
+    streams: Streams | None = None
+    terminal: Terminal | None = None
+    # Invariant: set exactly when STOPPED.
+    exit: ExitRecord | None = None
+    ending: bool = False
+    spec: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def pid(self) -> int:
+        """Its pid, 0 before it has one."""
+        if self.identity is not None:
+            return self.identity.pid
+        return self.exit.pid if self.exit is not None else 0
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a kernel process stands behind it."""
+        return self.identity is not None and self.exit is None
+
+    def close_input(self) -> None:
+        """Lets its stdin end when the client's end does."""
+        if self.terminal is not None:
+            self.terminal.close_input()
+        if self.streams is not None:
+            self.streams.close_input()
+
+    def release(self) -> None:
+        """Lets go of all descriptors."""
+        if self.terminal is not None:
+            self.terminal.close()
+            self.terminal = None
+        if self.streams is not None:
+            self.streams.close()
+            self.streams = None
+        if self.pidfd is not None:
+            os.close(self.pidfd)
+            self.pidfd = None
+
+    def told(self) -> dict[str, Any]:
+        """What a client is told of it."""
+        return {
+            "exec_id": self.exec_id,
+            "status": "created" if self.status is Status.STARTING else str(self.status),
+            "pid": self.pid,
+            "stdio": asdict(self.stdio),
+            "exit_status": self.exit.status if self.exit is not None else 0,
+            "exited_at_ns": self.exit.exited_at_ns if self.exit is not None else 0,
+            "lost": self.exit is not None and self.exit.lost,
+        }
+
+    def saved(self) -> dict[str, Any]:
+        """What the next shim needs, should we die."""
+        holder = self.streams or self.terminal
+        return {
+            "exec_id": self.exec_id,
+            "stdio": asdict(self.stdio),
+            "status": str(self.status),
+            "identity": asdict(self.identity) if self.identity is not None else None,
+            "input_closed": holder.input_closed if holder is not None else False,
+        }
