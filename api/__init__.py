@@ -1,1 +1,1 @@
-"""Every way in: the embedded host, gRPC and ttrpc, the daemon, the command line. Decides nothing."""
+"""Every way in: the embedded host, gRPC and ttrpc, the daemon, the CLI. Decides nothing."""

@@ -30,8 +30,6 @@ class Config:
     log_level: str = "info"
     snapshotter: str = "overlayfs"
     """Which snapshotter serves requests that name none."""
-    runtime_binary: str = ""
-    """The OCI runtime; empty: crun where it is installed, else runc."""
     workers: int = 2
     """Worker processes that mount, unpack and remove, one job each."""
     events_kept: int = 100_000
@@ -63,7 +61,7 @@ def _read(path: Path) -> Mapping[str, object]:
 
 def _checked(settings: Mapping[str, object], source: str) -> dict[str, Any]:
     """The settings in the types of Config; refuses what is unknown or of another type."""
-    known = {field.name: field.default for field in fields(Config)}
+    known: dict[str, object] = {field.name: field.default for field in fields(Config)}
     checked: dict[str, Any] = {}
     for key, value in settings.items():
         if key not in known:

@@ -19,6 +19,7 @@ from ..actors.errors import Refusal
 from .config import Config, load
 from .host import open_host
 from .identity import VERSION
+from .sockets import serving
 
 LEVELS = {"debug": 10, "info": 20, "warn": 30, "error": 40}
 
@@ -59,7 +60,7 @@ def daemon(
 async def serve(config: Config) -> None:
     """Open the host, say that it is ready, and run until a signal comes."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with open_host(config, serve=True):
+        async with open_host(config, serving):
             log.info("daemon.ready", address=config.address, pid=os.getpid(), version=VERSION)
             notify("READY=1")
             async for number in signals:

@@ -12,8 +12,10 @@ next host with the same root and state takes them up again.
 import fcntl
 import os
 import shutil
+import subprocess
+import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,37 +24,44 @@ from typing import Any
 
 import trio
 
+from ..actors.actor import Actor
 from ..actors.errors import FailedPrecondition, NotFound, Refusal
 from ..actors.exits import KILL
 from ..actors.reference import Ref
 from ..actors.system import System
+from ..runtime.cgroup import layout
 from ..runtime.ground import Ground
 from ..runtime.launch import Launcher, Wanted
+from ..runtime.oci import find_program
+from ..runtime.records import task_name
 from ..runtime.shims import spawn_shim
 from ..runtime.stdio import Stdio
 from ..runtime.tasks import Process, Tasks
+from ..runtime.users import FILE_BYTES_MAX, Accounts
 from ..storage.archive import Archives
-from ..storage.collector import Collector
+from ..storage.collector import Collector, Reclaim
 from ..storage.containers import Containers
 from ..storage.content import ContentStore
 from ..storage.events import EventLog
 from ..storage.images import Images
+from ..storage.ingest import IngestActor
 from ..storage.leases import Leases
 from ..storage.namespaces import Namespaces
-from ..storage.native import NativeDriver
-from ..storage.overlay import OverlayDriver
-from ..storage.snapshots import Snapshots
+from ..storage.native import Native
+from ..storage.overlay import Overlay
+from ..storage.snapshots import Driver, Snapshots
+from ..storage.snapshotter import Mount
 from ..storage.store import Store
 from ..storage.unpack import Unpacker
 from ..storage.workers import Worker, Workers
 from ..supervision.report import CrashLog, crash_log
-from ..supervision.spec import ChildSpec, Restart
+from ..supervision.spec import ChildSpec, Restart, Tree
 from ..supervision.supervisor import Supervisor, open_tree
-from ..supervision.tree import Node, walk
+from ..supervision.tree import Node, look
 from ..supervision.verbs import start_child
 from .config import Config, load
 from .identity import lasting_uuid
-from .tree import EXECS, INGESTS, SNAPSHOTS, TASKS, WORKERS, host_tree
+from .tree import EXECS, INGESTS, TASKS, WORKERS, host_tree
 
 DIRECTORY_MODE = 0o700
 LOCK_NAME = "lock"
@@ -71,13 +80,17 @@ class Completed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Started:
-    """A container that runs; its output goes to these files."""
+class Launched:
+    """A container with a task; its output goes to these files."""
 
     name: str
     pid: int
     stdout: Path
     stderr: Path
+
+
+Serving = Callable[["Host"], ChildSpec]
+"""Makes the child that answers clients of a host."""
 
 
 @dataclass(kw_only=True)
@@ -99,10 +112,15 @@ class Host:
     collector: Collector
     archives: Archives
     unpacker: Unpacker
+    ground: Ground
     tasks: Tasks
     launcher: Launcher
     started_at_ns: int
     root: Ref[Supervisor] | None = field(default=None)
+
+    async def facts(self) -> "Facts":
+        """The OCI runtime that is used by default, and which cgroups the host has."""
+        return await trio.to_thread.run_sync(look_at_host)
 
     @property
     def crashes(self) -> CrashLog:
@@ -144,7 +162,7 @@ class Host:
 
         `wishes` are the fields of `runtime.launch.Wanted`: env, binds, memory_limit_bytes, ...
         """
-        started = await self.start(image, args, namespace=namespace, **wishes)
+        started = await self.launch(image, args, namespace=namespace, **wishes)
         try:
             status = await self.wait(started.name, namespace=namespace)
             return Completed(
@@ -157,7 +175,25 @@ class Host:
             with trio.CancelScope(shield=True):
                 await self.remove(started.name, namespace=namespace, force=True)
 
-    async def start(
+    async def launch(
+        self,
+        image: str,
+        args: Sequence[str] = (),
+        *,
+        namespace: str = DEFAULT_NAMESPACE,
+        **wishes: Any,
+    ) -> Launched:
+        """Start a container in the background; its output goes to files of the host's root."""
+        made = await self.create(image, args, namespace=namespace, **wishes)
+        try:
+            await self.start(made.name, namespace=namespace)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self.remove(made.name, namespace=namespace, force=True)
+            raise
+        return made
+
+    async def create(
         self,
         image: str,
         args: Sequence[str] = (),
@@ -165,37 +201,34 @@ class Host:
         name: str = "",
         namespace: str = DEFAULT_NAMESPACE,
         **wishes: Any,
-    ) -> Started:
-        """Start a container in the background; its output goes to files of the host's root."""
+    ) -> Launched:
+        """A container with its task, created and not started: its namespaces exist, its process
+        waits for `start`, and whoever likes may put an interface into its network namespace."""
         wanted = Wanted(name=name or uuid.uuid4().hex[:12], image=image, args=args, **wishes)
         container = await self.launcher.create(namespace, wanted)
         logs = self._logs(namespace, container.id)
         try:
-            shutil.rmtree(logs, ignore_errors=True)
-            logs.mkdir(mode=DIRECTORY_MODE, parents=True)
+            await trio.to_thread.run_sync(_make_logs, logs)
             stdio = Stdio(stdout=f"file://{logs}/stdout", stderr=f"file://{logs}/stderr")
-            for stream in ("stdout", "stderr"):
-                (logs / stream).touch(mode=0o600)
             snapshots = self.snapshotter(container.snapshotter)
             mounts = await snapshots.mounts(namespace, container.snapshot_key)
-            await self.tasks.create(namespace, container.id, mounts, stdio)
-            pid = await self.tasks.start(namespace, container.id)
+            pid = await self.tasks.create(namespace, container.id, mounts, stdio)
         except BaseException:
             with trio.CancelScope(shield=True):
                 await self.remove(container.id, namespace=namespace, force=True)
             raise
-        return Started(
-            name=container.id, pid=pid, stdout=logs / "stdout", stderr=logs / "stderr"
-        )
+        return Launched(name=container.id, pid=pid, stdout=logs / "stdout", stderr=logs / "stderr")
+
+    async def start(self, name: str, *, namespace: str = DEFAULT_NAMESPACE) -> int:
+        """Let a created container's process run; its pid."""
+        return await self.tasks.start(namespace, name)
 
     async def wait(self, name: str, *, namespace: str = DEFAULT_NAMESPACE) -> int:
         """Wait for a container's end; its exit status."""
         status, _ = await self.tasks.wait(namespace, name)
         return status
 
-    async def kill(
-        self, name: str, signal: int = 9, *, namespace: str = DEFAULT_NAMESPACE
-    ) -> None:
+    async def kill(self, name: str, signal: int = 9, *, namespace: str = DEFAULT_NAMESPACE) -> None:
         """Send a signal to a container's first process."""
         await self.tasks.kill(namespace, name, "", signal)
 
@@ -218,7 +251,8 @@ class Host:
         if container.snapshot_key:
             snapshots = self.snapshotter(container.snapshotter)
             await snapshots.remove(namespace, container.snapshot_key)
-        shutil.rmtree(self._logs(namespace, name), ignore_errors=True)
+        logs = self._logs(namespace, name)
+        await trio.to_thread.run_sync(partial(shutil.rmtree, logs, ignore_errors=True))
 
     def task(self, name: str, *, namespace: str = DEFAULT_NAMESPACE) -> Process:
         """The container's first process, as it was told last."""
@@ -229,18 +263,40 @@ class Host:
 
     # -- the tree
 
-    async def tree(self) -> Node:
-        """The live tree as data."""
-        assert self.root is not None
-        return await walk(self.root)
+    def plan(self, serving: Serving | None) -> Tree:
+        """The tree of this host, as data."""
+        return host_tree(
+            store=self.store,
+            collector=self.collector,
+            snapshotters=list(self.snapshotters.values()),
+            ground=self.ground,
+            start_task=partial(start_child, self.system.at(TASKS)),
+            start_exec=partial(start_child, self.system.at(EXECS)),
+            serving=serving(self) if serving is not None else None,
+        )
 
-    async def tree_text(self) -> str:
+    async def close(self) -> None:
+        """End the tree in order; whoever does not end in time is killed."""
+        assert self.root is not None
+        self.root.shutdown()
+        with trio.move_on_after(self.config.shutdown_within_s):
+            await self.root.wait_exit()
+        self.root.exit(KILL)
+        await self.workers.close()
+        self.tasks.close()
+
+    def tree(self) -> Node:
+        """The live tree as data, as it is at this moment."""
+        assert self.root is not None
+        return look(self.root)
+
+    def tree_text(self) -> str:
         """The live tree, a node a line."""
-        return "\n".join(tree_lines(await self.tree()))
+        return "\n".join(tree_lines(self.tree()))
 
     def task_actor(self, name: str, *, namespace: str = DEFAULT_NAMESPACE) -> str:
         """The registered name of a task's actor."""
-        return self.tasks.actor_name(namespace, name)
+        return task_name(namespace, name)
 
     async def kill_actor(self, name: str) -> None:
         """End one actor as a fault would; its supervisor decides what follows."""
@@ -256,9 +312,9 @@ def tree_lines(node: Node, lead: str = "", branch: str = "") -> list[str]:
     facts = [node.state]
     if node.restarts:
         facts.append(f"{node.restarts} restart{'s' if node.restarts != 1 else ''}")
-    if node.mailbox:
-        facts.append(f"{node.mailbox} waiting")
-    lines = [f"{lead}{branch}{node.name}  {', '.join(facts)}"]
+    if node.mailbox_depth:
+        facts.append(f"{node.mailbox_depth} waiting")
+    lines = [f"{lead}{branch}{node.id}  {', '.join(facts)}"]
     below = lead + {"├─ ": "│  ", "└─ ": "   "}.get(branch, "")
     for number, child in enumerate(node.children, 1):
         last = number == len(node.children)
@@ -274,36 +330,134 @@ async def open(
 ) -> AsyncIterator[Host]:
     """A host below these two directories, serving no socket. `settings` are Config's fields."""
     config = load(None, {"root": Path(root).absolute(), "state": Path(state).absolute()})
-    async with open_host(replace(config, **settings), serve=False) as host:
+    async with open_host(replace(config, **settings)) as host:
         yield host
 
 
 @asynccontextmanager
-async def open_host(config: Config, *, serve: bool) -> AsyncIterator[Host]:
-    """A host with this configuration; `serve` opens its sockets.
+async def open_host(config: Config, serving: Serving | None = None) -> AsyncIterator[Host]:
+    """A host with this configuration; `serving` adds what answers clients, last in the tree.
 
     FailedPrecondition when another host uses the same root.
     """
     prepare_directories(config)
     lock = lock_root(config.root)
     try:
-        async with System.open(stop_within_s=config.shutdown_within_s) as system:
-            async with Store.open(
-                config.root / DATABASE_NAME, events_kept_max=config.events_kept
-            ) as store:
-                host, tree = await build(config, system, store, serve=serve)
-                host.root = await open_tree(tree)
-                try:
+        async with (
+            System.open(stop_within_s=config.shutdown_within_s) as system,
+            Store.open(config.root / DATABASE_NAME, events_kept_max=config.events_kept) as store,
+        ):
+            host = await build(config, system, store)
+            host.root = await open_tree(host.plan(serving))
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(fall_with, host.root)
                     yield host
-                finally:
-                    with trio.CancelScope(shield=True):
-                        host.root.shutdown()
-                        with trio.move_on_after(config.shutdown_within_s):
-                            await host.root.wait_exit()
-                        host.root.exit(KILL)
-                        host.tasks.close()
+                    nursery.cancel_scope.cancel()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await host.close()
     finally:
         os.close(lock)
+
+
+class HostFailed(Exception):
+    """The tree gave up: too much fell in too short a time."""
+
+
+async def fall_with(root: Ref[Any]) -> None:
+    """End the block when the whole tree has ended by itself."""
+    reason = await root.wait_exit()
+    raise HostFailed(f"the tree ended: {reason}")
+
+
+async def build(config: Config, system: System, store: Store) -> Host:
+    """The rooms' verbs over one store, before anything runs."""
+    workers = Workers(config.workers, spawn=partial(_spawn, system, WORKERS, Worker))
+    drivers: list[Driver] = [Native(workers)]
+    overlay = await Overlay.probe(config.root, workers)
+    if overlay is not None:
+        drivers.insert(0, overlay)
+    snapshotters = {
+        driver.name: Snapshots(config.root / f"snapshotter-{driver.name}", store, driver, workers)
+        for driver in drivers
+    }
+    content = await ContentStore.open(
+        config.root / "content", store, spawn=partial(_spawn, system, INGESTS, IngestActor)
+    )
+    images, containers = Images(store), Containers(store)
+    unpacker = Unpacker(content, workers)
+    ground = Ground(store=store, state=config.state, spawn_shim=spawn_shim)
+    start_task, start_exec = (
+        partial(start_child, system.at(TASKS)),
+        partial(start_child, system.at(EXECS)),
+    )
+    reclaim: dict[str, Reclaim] = {"content": content.reclaim, "ingest": content.reclaim}
+    return Host(
+        config=config,
+        uuid=lasting_uuid(config.root),
+        system=system,
+        store=store,
+        events=store.events,
+        namespaces=Namespaces(store),
+        containers=containers,
+        images=images,
+        leases=Leases(store),
+        content=content,
+        snapshotters=snapshotters,
+        workers=workers,
+        collector=Collector(store, reclaim),
+        archives=Archives(content, images),
+        unpacker=unpacker,
+        ground=ground,
+        tasks=Tasks(ground, containers, start_task, start_exec),
+        launcher=Launcher(
+            images,
+            containers,
+            snapshotters,
+            unpacker,
+            partial(_accounts, workers),
+            config.snapshotter,
+        ),
+        started_at_ns=time.time_ns(),
+    )
+
+
+async def _spawn(system: System, supervisor: str, kind: type[Actor], *args: Any) -> Ref[Any]:
+    """Start an actor under one of the tree's dynamic supervisors; alone before the tree stands."""
+    if system.whereis(supervisor) is None:
+        return await kind.spawn(*args)
+    spec = ChildSpec(uuid.uuid4().hex[:12], kind, Restart.TEMPORARY, args=args)
+    return await start_child(system.at(supervisor), spec)
+
+
+async def _accounts(workers: Workers, mounts: Sequence[Mount]) -> Accounts:
+    files = await workers.read_files(mounts, ["etc/passwd", "etc/group"], FILE_BYTES_MAX)
+    return Accounts(passwd=files.get("etc/passwd", b""), group=files.get("etc/group", b""))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a host runs with."""
+
+    runtime: str
+    cgroups: str
+
+
+def look_at_host() -> Facts:
+    """The OCI runtime's version line, and the cgroup layout."""
+    binary = find_program("")
+    done = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10)
+    first = done.stdout.splitlines()[0] if done.stdout else Path(binary).name
+    return Facts(runtime=f"{first} ({binary})", cgroups=layout().value)
+
+
+def _make_logs(folder: Path) -> None:
+    """Empty files: an earlier container of that name may have left its own."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=DIRECTORY_MODE, parents=True)
+    for stream in ("stdout", "stderr"):
+        (folder / stream).touch(mode=0o600)
 
 
 def prepare_directories(config: Config) -> None:

@@ -1,7 +1,6 @@
 """The tree of a host, on one screen, in start order, each child with the reason for its place."""
 
-from collections.abc import Awaitable, Callable, Sequence
-
+from collections.abc import Sequence
 
 from ..actors.actor import Actor
 from ..runtime.ground import Ground
@@ -10,16 +9,15 @@ from ..runtime.shims import NAME as FORK_SERVER
 from ..runtime.shims import Shims
 from ..runtime.tasks import StartChild
 from ..storage.collector import Collector
+from ..storage.snapshots import SnapshotKeeper, Snapshots
 from ..storage.store import Store
 from ..supervision.dynamic import dynamic
 from ..supervision.spec import Backoff, ChildSpec, Intensity, Strategy, Tree
 
 ROOT = "holdfast"
-WORKERS, INGESTS, SNAPSHOTS, TASKS, EXECS = "workers", "ingests", "snapshots", "tasks", "execs"
+WORKERS, INGESTS, TASKS, EXECS = "workers", "ingests", "tasks", "execs"
 OFTEN = Intensity(restarts=50, within_s=10.0)
-BACKOFF = Backoff(first_s=0.05, max_s=5.0)
-
-Stopper = Callable[[float], Awaitable[None]]
+BACKOFF = Backoff(first_s=0.05, cap_s=5.0)
 
 
 class Watch(Actor):
@@ -47,28 +45,11 @@ class Collecting(Actor):
         self.spawn_task(self._collector.run)
 
 
-class Serving(Actor):
-    """Serves the sockets; draining them is its orderly end."""
-
-    def __init__(
-        self, start: Callable[[], Awaitable[Sequence[Callable[[], Awaitable[None]]]]], stop: Stopper
-    ) -> None:
-        super().__init__()
-        self._start = start
-        self._stop_serving = stop
-
-    async def on_start(self) -> None:
-        for loop in await self._start():
-            self.spawn_task(loop)
-
-    async def on_stop(self) -> None:
-        await self._stop_serving(1.0)
-
-
 def host_tree(
     *,
     store: Store,
     collector: Collector,
+    snapshotters: Sequence[Snapshots],
     ground: Ground,
     start_task: StartChild,
     start_exec: StartChild,
@@ -80,9 +61,18 @@ def host_tree(
         ChildSpec("store", Watch, args=(store,), name="store"),
         # Processes that mount, unpack and remove: the snapshots and the collector call them.
         dynamic(WORKERS, OFTEN, name=WORKERS),
-        # One actor per open ingest and per snapshot at work. One's fall is its own.
+        # One actor per open ingest. One's fall is its own.
         dynamic(INGESTS, OFTEN, name=INGESTS),
-        dynamic(SNAPSHOTS, OFTEN, name=SNAPSHOTS),
+        # A keeper per snapshotter, with an actor below it for each snapshot that is worked on.
+        Tree(
+            "snapshotters",
+            Strategy.ONE_FOR_ONE,
+            OFTEN,
+            [
+                ChildSpec(s.name, SnapshotKeeper, args=(s,), start_within_s=60.0)
+                for s in snapshotters
+            ],
+        ),
         # Removes what nothing refers to, by way of snapshots and workers.
         ChildSpec("collector", Collecting, args=(collector,), name="collector"),
         # Forks shims for the tasks. Tasks keep their shims when it falls, so it falls alone.
@@ -104,6 +94,6 @@ def host_tree(
     if serving is not None:
         # Last to start, first to stop: no request meets a half-built house.
         children.append(serving)
-    return Tree(ROOT, Strategy.REST_FOR_ONE, Intensity(restarts=5, within_s=10.0), children, name=ROOT)
-
-
+    return Tree(
+        ROOT, Strategy.REST_FOR_ONE, Intensity(restarts=5, within_s=10.0), children, name=ROOT
+    )

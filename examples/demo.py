@@ -37,18 +37,18 @@ async def main() -> None:
             say(f"A second one failed on purpose: exit {failed.status}.\n")
             assert (done.stdout, done.status, failed.status) == (b"hello from a container\n", 0, 7)
 
-            counter = await host.start("busybox", ["sh", "-c", COUNT], name="counter")
+            counter = await host.launch("busybox", ["sh", "-c", COUNT], name="counter")
             await trio.sleep(0.5)
             before = host.task(counter.name)
             say(f"A third counts in the background, pid {before.pid}. The tree:\n")
-            say(await host.tree_text())
+            say(host.tree_text())
 
             actor = host.task_actor(counter.name)
             say(f"\nNow its actor {actor} is killed ...")
             await host.kill_actor(actor)
             await trio.sleep(1.0)
             say("... and its supervisor has started it anew around the running container:\n")
-            say(await host.tree_text())
+            say(host.tree_text())
             after = host.task(counter.name)
             assert (after.pid, after.status) == (before.pid, "RUNNING")
 

@@ -4,6 +4,7 @@
 private socket, and is a client of that. Every other command needs the daemon.
 """
 
+import os
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -138,11 +139,17 @@ class Where:
     @asynccontextmanager
     async def _embedded(self) -> AsyncIterator[Session]:
         # The host is heavy to import and only this path needs it.
+        from ..daemon import set_up_logging
         from ..host import open_host
+        from ..sockets import serving
 
+        path = os.environ.get("HOLDFAST_CONFIG")
         with tempfile.TemporaryDirectory(prefix="holdfast-") as folder:
             address = str(Path(folder) / "holdfast.sock")
-            config: Config = replace(load(None, {"log_level": "error"}), address=address)
-            async with open_host(config, serve=True):
+            config: Config = replace(
+                load(Path(path) if path else None, {"log_level": "error"}), address=address
+            )
+            set_up_logging(config.log_level)
+            async with open_host(config, serving):
                 async with Channel.connect(address) as channel:
                     yield Session(channel, self.namespace)

@@ -19,9 +19,7 @@ def service(content: ContentStore, workers: Workers) -> Service:
     async def apply(request: pb.ApplyRequest, context: Context) -> pb.ApplyResponse:
         layer = request.diff
         async with await content.open_blob(context.namespace(), layer.digest) as blob:
-            applied = await workers.apply(
-                blob.path, layer.media_type, mounts_from(request.mounts)
-            )
+            applied = await workers.apply(blob.path, layer.media_type, mounts_from(request.mounts))
         return pb.ApplyResponse(
             applied=Descriptor(
                 media_type=OCI_LAYER, digest=applied.diff_id, size=applied.size_bytes

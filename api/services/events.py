@@ -12,6 +12,7 @@ from ..anys import nanoseconds, pack, timestamp
 from ..grpc.call import Call, Context
 from ..grpc.service import Service, implement
 from ..proto.services import events_pb2 as pb
+from ..proto.services import events_ttrpc_pb2 as ttrpc_pb
 from ..proto.types_pb2 import Envelope
 
 SINCE = "holdfast-since"
@@ -70,3 +71,20 @@ def _since(context: Context) -> int | None:
     if not text.isdigit():
         raise InvalidArgument(f"{SINCE}: {text!r} is no sequence number")
     return int(text)
+
+
+def ttrpc_service(events: EventLog) -> Service:
+    """The twin that shims forward their events to."""
+
+    async def forward(request: ttrpc_pb.ForwardRequest, _: Context) -> Empty:
+        envelope = request.envelope
+        await events.publish(
+            envelope.namespace,
+            envelope.topic,
+            envelope.event.type_url,
+            envelope.event.value,
+            timestamp_ns=nanoseconds(envelope.timestamp) or None,
+        )
+        return Empty()
+
+    return implement(ttrpc_pb.DESCRIPTOR.services_by_name["Events"], {"Forward": forward})

@@ -63,6 +63,7 @@ ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 def service(uuid: str) -> Service:
     """The service of a daemon with this lasting identity."""
+    pid_namespace = Path("/proc/self/ns/pid").stat().st_ino
 
     async def plugins(request: pb.PluginsRequest, _: Context) -> pb.PluginsResponse:
         accepts = compile_filters(list(request.filters))
@@ -70,8 +71,7 @@ def service(uuid: str) -> Service:
         return pb.PluginsResponse(plugins=[to_message(plugin) for plugin in found])
 
     async def server(_request: Empty, _: Context) -> pb.ServerResponse:
-        namespace = Path("/proc/self/ns/pid").stat().st_ino
-        return pb.ServerResponse(uuid=uuid, pid=os.getpid(), pidns=namespace)
+        return pb.ServerResponse(uuid=uuid, pid=os.getpid(), pidns=pid_namespace)
 
     async def plugin_info(request: pb.PluginInfoRequest, _: Context) -> pb.PluginInfoResponse:
         for plugin in PLUGINS:

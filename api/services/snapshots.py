@@ -75,9 +75,7 @@ def service(find: Find) -> Service:
     async def update(
         request: pb.UpdateSnapshotRequest, context: Context
     ) -> pb.UpdateSnapshotResponse:
-        changed = Info(
-            kind=Kind.ACTIVE, name=request.info.name, labels=dict(request.info.labels)
-        )
+        changed = Info(kind=Kind.ACTIVE, name=request.info.name, labels=dict(request.info.labels))
         info = await named(request.snapshotter).update(
             context.namespace(), changed, tuple(request.update_mask.paths)
         )

@@ -8,6 +8,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
 
 from ...actors.errors import Unimplemented
+from ...runtime.metrics import V1, V2
 from ...runtime.stdio import Stdio
 from ...runtime.tasks import Exited, Process, TaskMetrics, Tasks
 from ...storage.containers import Containers
@@ -20,8 +21,8 @@ from ..proto.types_pb2 import Metric
 from ..types import mounts_from
 
 METRICS_NAMES = {
-    "v1": cgroups_v1_pb2.Metrics.DESCRIPTOR.full_name,
-    "v2": cgroups_v2_pb2.Metrics.DESCRIPTOR.full_name,
+    V1: cgroups_v1_pb2.Metrics.DESCRIPTOR.full_name,
+    V2: cgroups_v2_pb2.Metrics.DESCRIPTOR.full_name,
 }
 
 

@@ -6,10 +6,7 @@ runtime it works with on every host; Holdfast runs its default.
 """
 
 import contextlib
-import os
-import pty
 import re
-import select
 import subprocess
 import sys
 import time
@@ -23,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parent))
 from daemons import Daemon, running
 from examples import busybox_image
+from terminal import on_a_terminal
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -375,7 +373,17 @@ def test_run_of_a_missing_program_is_refused_and_leaves_no_task(ctr: Ctr, name: 
 
 
 def test_run_with_a_terminal_gives_the_container_a_terminal(ctr: Ctr, name: str) -> None:
-    words = [*ctr.words, "run", "--rm", "-t", BUSYBOX, name, "sh", "-c", "tty; stty size; exit 5"]
+    words = [
+        *ctr.words,
+        "run",
+        "--rm",
+        "-t",
+        BUSYBOX,
+        name,
+        "sh",
+        "-c",
+        "tty; sleep 1; stty size; exit 5",
+    ]
     output, code = on_a_terminal(words, rows=33, columns=101)
     assert "/dev/pts/" in output
     assert "33 101" in output
@@ -387,42 +395,6 @@ def test_a_terminal_takes_what_is_typed(ctr: Ctr, name: str) -> None:
     output, code = on_a_terminal(words, typed="echo $((6*7))\nexit 3\n", after="#")
     assert "42" in output
     assert code == 3
-
-
-def on_a_terminal(
-    words: list[str], typed: str = "", after: str = "", rows: int = 24, columns: int = 80
-) -> tuple[str, int]:
-    """Run a program on a pty of the given size; type once `after` was seen."""
-    import fcntl
-    import struct
-    import termios
-
-    main, side = pty.openpty()
-    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-    process = subprocess.Popen(words, stdin=side, stdout=side, stderr=side, start_new_session=True)
-    os.close(side)
-    seen, deadline = b"", time.monotonic() + 30
-    try:
-        while time.monotonic() < deadline:
-            readable, _, _ = select.select([main], [], [], 0.2)
-            if readable:
-                try:
-                    data = os.read(main, 65536)
-                except OSError:
-                    break
-                if not data:
-                    break
-                seen += data
-            elif process.poll() is not None:
-                break
-            if typed and after.encode() in seen:
-                os.write(main, typed.encode())
-                typed = ""
-        return seen.decode(errors="replace"), process.wait(10)
-    finally:
-        process.kill()
-        process.wait()
-        os.close(main)
 
 
 def test_run_with_the_hosts_network_sees_the_hosts_interfaces(ctr: Ctr, name: str) -> None:
@@ -660,8 +632,12 @@ def test_events_of_an_exec_come_in_order(ctr: Ctr, name: str) -> None:
         listener.terminate()
         topics = [line.split()[5] for line in listener.stdout if name in line]
     assert topics == [
-        "/tasks/exec-added", "/tasks/exec-started", "/tasks/exit", "/tasks/paused", "/tasks/resumed",
-    ]  # fmt: skip
+        "/tasks/exec-added",
+        "/tasks/exec-started",
+        "/tasks/exit",
+        "/tasks/paused",
+        "/tasks/resumed",
+    ]
 
 
 def test_leases_are_created_listed_and_removed(ctr: Ctr) -> None:
@@ -683,5 +659,5 @@ def test_a_removed_container_leaves_nothing_behind(ctr: Ctr, daemon: Daemon, nam
     ctr.run("run", "--rm", BUSYBOX, name, "true")
     assert name not in Path("/proc/self/mountinfo").read_text()
     with contextlib.suppress(FileNotFoundError):
-        left = [path for path in (daemon.base / "state").rglob(f"*{name}*")]
+        left = list((daemon.base / "state").rglob(f"*{name}*"))
         assert left == []

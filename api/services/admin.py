@@ -1,0 +1,184 @@
+"""holdfast.admin.v1: the tree, crash reports, archives, containers made from images."""
+
+import os
+import platform
+
+import trio
+
+from ...actors.errors import InvalidArgument
+from ...runtime.launch import Wanted
+from ...runtime.spec import BindMount
+from ...supervision.report import CrashReport
+from ...supervision.tree import Node
+from ..anys import timestamp
+from ..grpc.call import Call, Context
+from ..grpc.service import Service, implement
+from ..host import Host
+from ..identity import VERSION
+from ..proto.services import admin_pb2 as pb
+
+EXPORT_CHUNK = 1 << 20
+GUARANTEE = (
+    "containers outlive the daemon, the fork server and their shims; exit records are on disk"
+    " before they are told"
+)
+
+ImportCall = Call[pb.ImportRequest, pb.ImportResponse]
+
+
+def service(host: Host) -> Service:
+    """The service of this host."""
+
+    async def info(_request: pb.InfoRequest, context: Context) -> pb.InfoResponse:
+        namespace = context.text("containerd-namespace")
+        facts = await host.facts()
+        return pb.InfoResponse(
+            version=VERSION,
+            root=str(host.config.root),
+            state=str(host.config.state),
+            pid=os.getpid(),
+            started_at=timestamp(host.started_at_ns),
+            runtime=facts.runtime,
+            cgroups=facts.cgroups,
+            kernel=platform.release(),
+            snapshotter=host.config.snapshotter,
+            containers=host.store.count("container", namespace or None),
+            tasks=host.store.count("task", namespace or None),
+            images=host.store.count("image", namespace or None),
+            sequence=host.events.last_seq,
+            guarantee=GUARANTEE,
+        )
+
+    async def tree(_request: pb.TreeRequest, _: Context) -> pb.TreeResponse:
+        return pb.TreeResponse(root=node_to(host.tree()))
+
+    async def crashes(request: pb.CrashesRequest, _: Context) -> pb.CrashesResponse:
+        reports = host.crashes.reports(supervisor=request.supervisor or None)
+        return pb.CrashesResponse(crashes=[crash_to(report) for report in reports])
+
+    async def kill_actor(request: pb.KillActorRequest, _: Context) -> pb.KillActorResponse:
+        await host.kill_actor(request.name)
+        return pb.KillActorResponse()
+
+    async def create_container(
+        request: pb.CreateContainerRequest, context: Context
+    ) -> pb.CreateContainerResponse:
+        made = await host.launcher.create(context.namespace(), wanted_from(request))
+        return pb.CreateContainerResponse(name=made.id, image=made.image)
+
+    async def import_(call: ImportCall) -> None:
+        await _import(host, call)
+
+    async def export(
+        request: pb.ExportRequest, call: Call[pb.ExportRequest, pb.ExportResponse]
+    ) -> None:
+        if not request.images:
+            raise InvalidArgument("export: no image is named")
+
+        async def write(data: bytes) -> None:
+            for start in range(0, len(data), EXPORT_CHUNK):
+                await call.send(pb.ExportResponse(data=data[start : start + EXPORT_CHUNK]))
+
+        await host.export_images(call.namespace(), list(request.images), write)
+
+    return implement(
+        pb.DESCRIPTOR.services_by_name["Admin"],
+        {
+            "Info": info,
+            "Tree": tree,
+            "Crashes": crashes,
+            "KillActor": kill_actor,
+            "CreateContainer": create_container,
+            "Import": import_,
+            "Export": export,
+        },
+    )
+
+
+async def _import(host: Host, call: ImportCall) -> None:
+    first = await call.receive()
+    if first is None:
+        raise InvalidArgument("import: no archive was sent")
+    namespace = call.namespace()
+    await call.send(pb.ImportResponse(step="receive"))
+    images = await host.receive_archive(
+        namespace, _ArchiveFeed(first.data, call), base_name=first.base_name
+    )
+    for image in images:
+        if not first.skip_unpack:
+            await call.send(pb.ImportResponse(step="unpack", subject=image.name))
+            await host.unpack(namespace, image)
+        await call.send(
+            pb.ImportResponse(step="done", subject=image.name, digest=image.target.digest)
+        )
+
+
+class _ArchiveFeed:
+    """The archive's bytes as the messages bring them."""
+
+    def __init__(self, first: bytes, call: ImportCall) -> None:
+        self._first = first
+        self._call = call
+
+    async def receive(self) -> bytes:
+        """The next bytes; none at the end."""
+        if self._first:
+            data, self._first = self._first, b""
+            await trio.lowlevel.checkpoint()
+            return data
+        while (message := await self._call.receive()) is not None:
+            if message.data:
+                return message.data
+        return b""
+
+
+def wanted_from(request: pb.CreateContainerRequest) -> Wanted:
+    return Wanted(
+        name=request.name,
+        image=request.image,
+        args=tuple(request.args),
+        env=tuple(request.env),
+        cwd=request.cwd,
+        user=request.user,
+        terminal=request.terminal,
+        hostname=request.hostname,
+        read_only_root=request.read_only_root,
+        binds=tuple(
+            BindMount(source=bind.source, target=bind.target, read_only=bind.read_only)
+            for bind in request.binds
+        ),
+        tmpfs=tuple(request.tmpfs),
+        host_network=request.host_network,
+        memory_limit_bytes=request.memory_limit,
+        cpus=request.cpus,
+        pids_limit=request.pids_limit,
+        labels=dict(request.labels),
+        snapshotter=request.snapshotter,
+    )
+
+
+def node_to(node: Node) -> pb.TreeNode:
+    return pb.TreeNode(
+        name=node.id,
+        kind=node.kind,
+        state=node.state,
+        restarts=node.restarts,
+        mailbox=node.mailbox_depth,
+        current=node.current or "",
+        current_age_s=node.current_age_s,
+        children=[node_to(child) for child in node.children],
+    )
+
+
+def crash_to(report: CrashReport) -> pb.Crash:
+    return pb.Crash(
+        at=timestamp(report.at_ns),
+        supervisor=report.supervisor,
+        child=report.child,
+        reason=report.reason,
+        next_step=report.next_step,
+        last_message=report.last_message or "",
+        state=report.state or "",
+        mailbox=report.mailbox_depth,
+        traceback=report.traceback,
+    )
