@@ -61,7 +61,7 @@ def _fill(message: Message, fields: Mapping[str, Any]) -> None:
             _set_plain(message, field, value)
         elif isinstance(value, Message):
             getattr(message, name).CopyFrom(value)
-        elif field.message_type.GetOptions().map_entry:
+        elif field.message_type is not None and field.message_type.GetOptions().map_entry:
             getattr(message, name).update(value)
         elif field.is_repeated:
             for item in value:
@@ -70,7 +70,7 @@ def _fill(message: Message, fields: Mapping[str, Any]) -> None:
             _fill_one(getattr(message, name), value)
 
 
-def _set_plain(message: Message, field: FieldDescriptor, value: Any) -> None:
+def _set_plain(message: Message, field: Any, value: Any) -> None:
     if field.is_repeated:
         getattr(message, field.name).extend(value)
     else:

@@ -379,7 +379,7 @@ async def build(config: Config, system: System, store: Store) -> Host:
     if overlay is not None:
         drivers.insert(0, overlay)
     snapshotters = {
-        driver.name: Snapshots(config.root / f"snapshotter-{driver.name}", store, driver, workers)
+        driver.name: Snapshots(store, driver, config.root / driver.name, workers)
         for driver in drivers
     }
     content = await ContentStore.open(

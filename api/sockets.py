@@ -69,7 +69,7 @@ class Sockets(Actor):
         super().__init__()
         self._address = Path(host.config.address)
         self._grpc = GrpcServer(services(host))
-        self._ttrpc = TtrpcServer(events.ttrpc_service(host.events))
+        self._ttrpc = TtrpcServer([events.ttrpc_service(host.events)])
 
     async def on_start(self) -> None:
         await trio.to_thread.run_sync(

@@ -253,6 +253,19 @@ class Workers:
         """Write the filesystem that holds a path to its disk."""
         await self.run({"do": "sync", "path": str(path)}, within_s)
 
+    async def read_files(
+        self,
+        mounts: Sequence[Mount],
+        names: Sequence[str],
+        bytes_max: int,
+        within_s: float = QUICK_WITHIN_S,
+    ) -> Mapping[str, bytes]:
+        """The first `bytes_max` bytes of files that the mounts show; absent ones are left out."""
+        records = [mount.to_record() for mount in mounts]
+        job = {"do": "read", "mounts": records, "names": list(names), "bytes_max": bytes_max}
+        files: Mapping[str, bytes] = (await self.run(job, within_s))["files"]
+        return files
+
     async def mount(
         self, mounts: Sequence[Mount], target: Path, within_s: float = QUICK_WITHIN_S
     ) -> None:

@@ -46,7 +46,7 @@ SETTLE_S = 0.2  # a start that fails ends the attached stdio; its error is what 
 @click.argument("image")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
-def run(context: click.Context, image: str, command: tuple[str, ...], **given: Any) -> None:
+def run(context: click.Context, /, image: str, command: tuple[str, ...], **given: Any) -> None:
     """Run a command in a new container and give its exit status."""
     where: Where = context.obj
     request = admin_pb2.CreateContainerRequest(
@@ -230,7 +230,7 @@ async def _tolerant(session: Session, path: str, request: Any) -> None:
 @click.argument("name")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_context
-def exec_(context: click.Context, name: str, command: tuple[str, ...], **given: Any) -> None:
+def exec_(context: click.Context, /, name: str, command: tuple[str, ...], **given: Any) -> None:
     """Run a further command in a running container and give its exit status."""
     context.exit(trio.run(_exec, context.obj, name, command, given))
 

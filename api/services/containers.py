@@ -104,7 +104,7 @@ def _any(opaque: Opaque | None) -> AnyMessage | None:
 
 
 def _opaque(message: pb.Container | pb.Container.Runtime, field: str) -> Opaque | None:
-    if not message.HasField(field):  # type: ignore[arg-type]
+    if not message.HasField(field):
         return None
     value: AnyMessage = getattr(message, field)
     return Opaque(type_url=value.type_url, value=value.value)

@@ -162,7 +162,7 @@ def process_to(process: Process) -> task_types_pb2.Process:
         container_id=process.container_id,
         id=process.id,
         pid=process.pid,
-        status=task_types_pb2.Status.Value(process.status),
+        status=process.status,
         stdin=stdio.stdin,
         stdout=stdio.stdout,
         stderr=stdio.stderr,
@@ -173,11 +173,11 @@ def process_to(process: Process) -> task_types_pb2.Process:
 
 
 def metric_to(metrics: TaskMetrics) -> Metric:
-    name = METRICS_NAMES[metrics.metrics.version]
+    name = METRICS_NAMES[metrics.version]
     return Metric(
         timestamp=timestamp(metrics.collected_at_ns),
         id=metrics.id,
-        data=pack(name, metrics.metrics.values),
+        data=pack(name, metrics.fields),
     )
 
 
