@@ -7,7 +7,8 @@ events that have left memory, through `EventRows`, a read-only connection of its
     event    seq -> timestamp, namespace, topic, type, CBOR payload and its checksum
     damaged  what did not verify when the database was opened, kept for repair
 
-Invariants: (1) a row that does not verify never stops the opening: it moves to `damaged`.
+Invariants: (1) a row that does not verify never stops the opening: it moves to `damaged`;
+where the file itself is damaged, `salvage.py` makes a new one of what can be read.
 (2) A database of a newer schema is refused and left untouched. (3) One process at a time:
 the lock file beside the database is held while it is open.
 """
@@ -31,6 +32,7 @@ from ..actors.errors import DataLoss
 from .events import Event, gap
 
 SCHEMA_VERSION = 1
+PLAUSIBLE_VERSIONS = 10_000  # beyond these the number itself is damaged
 APPLICATION_ID = 0x486F6C64  # "Hold"
 
 SCHEMA = """
@@ -144,6 +146,11 @@ class Database:
     def _prepare(self) -> None:
         connection = self.connection
         (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        expected = (APPLICATION_ID, True) if version else (0, False)
+        if (application, tables > 0) != expected or not 0 <= version < PLAUSIBLE_VERSIONS:
+            raise sqlite3.DatabaseError("the header is not one that Holdfast wrote")
         if version > SCHEMA_VERSION:
             raise SchemaTooNew(
                 f"{self._path} has schema {version}, this Holdfast knows {SCHEMA_VERSION}"
@@ -204,6 +211,16 @@ class Database:
             Damaged(kind=kind, namespace=namespace, key=key, reason=reason, found_at_ns=found_at)
             for kind, namespace, key, reason, found_at in rows
         ]
+
+    def forget_damaged(self) -> None:
+        """Throw away what was set aside."""
+        self.connection.execute("DELETE FROM damaged")
+
+    def verify(self) -> None:
+        """Raise `sqlite3.DatabaseError` when the file's structure is damaged anywhere."""
+        (found,) = self.connection.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise sqlite3.DatabaseError(found)
 
     def event_bounds(self) -> tuple[int, int]:
         """The sequence numbers of the oldest event kept and of the newest ever written."""

@@ -266,16 +266,18 @@ class Subscription:
             await self._wake.wait()
 
     async def _read_rows(self) -> None:
+        last_seq = self._log.last_seq
         events = await self._log.read(self._reached, self._queue_max)
         for event in events:
-            if event.seq > self._reached + 1 and event.topic != GAP_TOPIC:
+            if event.seq > self._reached + 1:
                 self._queue.append(gap(self._reached + 1, event.seq - 1))
             if self._matches(event):
                 self._queue.append(event)
             self._reached = event.seq
-        if not events and self._reached < self._log.first_seq - 1:
-            self._queue.append(gap(self._reached + 1, self._log.first_seq - 1))
-            self._reached = self._log.first_seq - 1
+        if not events:
+            # The log is known to reach further, and no row of that is left.
+            self._queue.append(gap(self._reached + 1, last_seq))
+            self._reached = last_seq
         # No await since the rows came back, so nothing can have been offered in between.
         self._lagging = self._reached < self._log.last_seq
 

@@ -161,6 +161,11 @@ class Store:
         """How many committed records of a kind there are."""
         return self._models.count(kind, namespace)
 
+    async def forget_damaged(self) -> None:
+        """Throw away what was set aside as damaged, once it is repaired or given up."""
+        await self.write(lambda tx: tx.forget_damaged())
+        self.damaged = ()
+
     def listen(self, listener: Callable[[Sequence[Change]], None]) -> Callable[[], None]:
         """Call `listener` on the loop with the changes of each commit, until the returned
         function is called. It must not raise nor wait."""

@@ -143,6 +143,10 @@ class Transaction:
         journals = [one for one in self._database.journals if not one.closed]
         self._database.journals = [*journals, journal]
 
+    def forget_damaged(self) -> None:
+        """Throw away what was set aside as damaged."""
+        self._database.forget_damaged()
+
     def exists(self, kind: str, namespace: str, key: str) -> bool:
         """True when there is such a record, sound or not."""
         row = self._database.connection.execute(

@@ -23,6 +23,7 @@ from ..actors.errors import ResourceExhausted
 from ..actors.threads import ThreadActor
 from .database import Damaged, Database, Record
 from .events import Event
+from .salvage import is_damage, salvage
 from .transaction import Change, Transaction
 
 
@@ -104,6 +105,12 @@ class Pending:
             return taken
 
 
+def is_databases_own(error: Exception) -> bool:
+    """True when the database failed; False when the job asked for nonsense or refused."""
+    misused = (sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
+    return isinstance(error, sqlite3.Error) and not isinstance(error, misused)
+
+
 class Writer(ThreadActor):
     """Owns the database. A job's failure is its answer; the database's own is a `StoreFault`."""
 
@@ -143,8 +150,18 @@ class Writer(ThreadActor):
         return None
 
     def _open(self) -> Loaded:
+        try:
+            return self._load()
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error, self._path):
+                raise
+            salvage(self._path, str(error))
+            return self._load()
+
+    def _load(self) -> Loaded:
         database = Database(self._path)
         try:
+            database.verify()
             records = list(database.load())
             self._first_seq, self._last_seq = database.event_bounds()
             damaged = database.damaged()
@@ -195,9 +212,9 @@ class Writer(ThreadActor):
             execute("SAVEPOINT job")
             try:
                 job.result, job.error = job.work(transaction), None
-            except sqlite3.Error:
-                raise
             except Exception as error:
+                if is_databases_own(error):
+                    raise
                 job.error = error
                 execute("ROLLBACK TO job")
             else:

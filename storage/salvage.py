@@ -1,0 +1,154 @@
+"""Salvage: a new database of what can still be read of a damaged one.
+
+The damaged file is kept beside the new one, for repair by hand. Each table is read from its
+beginning until the damage, then from its end back to it. What lay between is lost; that some may
+be is noted in `damaged`, and a reader of events is told of the gap. Where the file's first page
+is lost, that of an empty database stands in for it: our tables begin at the same pages in each.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import struct
+import time
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from .database import Database
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+MAGIC = b"SQLite format 3\0"
+# SQLITE_ERROR comes of a schema or a format that does not make sense.
+DAMAGE = frozenset({sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+PAGE_BYTES = 4096
+# When the last sequence number cannot be read, so many are skipped: none is ever used twice.
+SEQUENCE_SKIP = 1 << 20
+
+TABLES = {
+    "record": ("kind, namespace, key, value, checksum", ("kind", "namespace", "key")),
+    "event": ("seq, timestamp_ns, namespace, topic, type, payload, checksum", ("seq",)),
+    "damaged": ("kind, namespace, key, value, reason, found_at_ns", ("rowid",)),
+}
+
+
+def is_damage(error: sqlite3.DatabaseError, path: Path) -> bool:
+    """True when the file is not what SQLite wrote; False when it could only not be used now."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
+    if code & 0xFF in DAMAGE:
+        return True
+    # A damaged format version makes SQLite refuse to write or to open.
+    with path.open("rb") as file:
+        header = file.read(20)
+    sound = header.startswith(MAGIC) and {header[18], header[19]} <= {1, 2}
+    return bool(header) and not sound
+
+
+def salvage(path: Path, reason: str) -> Path:
+    """Put a new database in the place of a damaged one; the path of the old one is returned."""
+    now_ns = time.time_ns()
+    aside = path.with_name(f"{path.name}.damaged-{now_ns}")
+    # The log belongs to its file under its file's name. The main file goes first: whatever comes
+    # between, an old log never meets a new file.
+    for suffix in ("", "-wal", "-shm"):
+        part = path.with_name(path.name + suffix)
+        if part.exists():
+            part.rename(aside.with_name(aside.name + suffix))
+    database = Database(path)
+    try:
+        database.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        first_page = path.read_bytes()[:PAGE_BYTES]
+        with grafted(aside, first_page) as graft:
+            counts = _copy([aside, graft], database)
+        database.connection.execute(
+            "INSERT INTO damaged VALUES ('', '', '', NULL, ?, ?)",
+            (f"database: {reason}; the damaged file is {aside.name}", now_ns),
+        )
+    finally:
+        database.close()
+    log.error("database.salvaged", path=str(path), aside=str(aside), reason=reason, rows=counts)
+    return aside
+
+
+@contextmanager
+def grafted(damaged: Path, first_page: bytes) -> Generator[Path, None, None]:
+    """A copy of a database file with another first page, gone after the block."""
+    graft = damaged.with_name(damaged.name + ".graft")
+    try:
+        shutil.copyfile(damaged, graft)
+        with graft.open("r+b") as file:
+            pages = max(1, graft.stat().st_size // PAGE_BYTES)
+            # Bytes 28 to 40: pages in the file, first page and number of the free ones.
+            file.write(first_page[:28] + struct.pack(">III", pages, 0, 0) + first_page[40:])
+        yield graft
+    finally:
+        for suffix in ("", "-wal", "-shm"):
+            graft.with_name(graft.name + suffix).unlink(missing_ok=True)
+
+
+def _copy(sources: Sequence[Path], database: Database) -> dict[str, int]:
+    execute = database.connection.execute
+    counts: Counter[str] = Counter()
+    execute("BEGIN IMMEDIATE")
+    for source in sources:
+        old = sqlite3.connect(source, isolation_level=None)
+        old.text_factory = bytes
+        try:
+            for table, (columns, order) in TABLES.items():
+                names = columns.split(", ")
+                # Text comes as its bytes, sound or not; loading sorts out what is not.
+                marks = ", ".join("CAST(? AS TEXT)" if _is_text(name) else "?" for name in names)
+                insert = f"INSERT OR IGNORE INTO {table} ({columns}) VALUES ({marks})"
+                for row in _rows(old, columns, table, order):
+                    counts[table] += execute(insert, row).rowcount
+            if counts:
+                _continue_sequence(old, database)
+                break
+        finally:
+            old.close()
+    else:
+        _set_sequence(database, SEQUENCE_SKIP)
+    execute("COMMIT")
+    return dict(counts)
+
+
+def _is_text(column: str) -> bool:
+    return column in ("kind", "namespace", "key", "topic", "type", "reason")
+
+
+def _rows(
+    old: sqlite3.Connection, columns: str, table: str, order: tuple[str, ...]
+) -> Iterator[tuple[Any, ...]]:
+    for direction in ("ASC", "DESC"):
+        by = ", ".join(f"{column} {direction}" for column in order)
+        try:
+            yield from old.execute(f"SELECT {columns} FROM {table} ORDER BY {by}")
+        except sqlite3.DatabaseError:
+            continue
+        return
+
+
+def _continue_sequence(old: sqlite3.Connection, database: Database) -> None:
+    execute = database.connection.execute
+    (newest,) = execute("SELECT coalesce(max(seq), 0) FROM event").fetchone()
+    try:
+        row = old.execute(
+            "SELECT seq FROM sqlite_sequence WHERE name = CAST(? AS TEXT)", (b"event",)
+        )
+        last = max(newest, int((row.fetchone() or (0,))[0]))
+    except (sqlite3.DatabaseError, TypeError, ValueError):
+        last = newest + SEQUENCE_SKIP
+    _set_sequence(database, last)
+
+
+def _set_sequence(database: Database, last: int) -> None:
+    database.connection.execute("DELETE FROM sqlite_sequence WHERE name = 'event'")
+    database.connection.execute(
+        "INSERT INTO sqlite_sequence (name, seq) VALUES ('event', ?)", (last,)
+    )
