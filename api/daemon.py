@@ -90,6 +90,7 @@ def set_up_logging(level: str) -> None:
     """Lines of fields on stderr: for people on a terminal, JSON elsewhere."""
     number = LEVELS[level]
     logging.basicConfig(level=number, stream=sys.stderr, format="%(name)s: %(message)s")
+    logging.getLogger("hpack").setLevel(logging.WARNING)  # it tells of every header's every bit
     terminal = sys.stderr.isatty()
     structlog.configure(
         processors=[

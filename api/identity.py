@@ -15,7 +15,7 @@ def _version() -> str:
 
 
 VERSION: Final = _version()
-REVISION: Final = ""
+REVISION: Final = f"holdfast-{VERSION}"  # clients print it beside the version
 UUID_FILE: Final = "uuid"
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -45,11 +46,10 @@ def command(kind: str, base: Path) -> list[str]:
         config = base / "config.toml"
         config.write_text(CONTAINERD_CONFIG.format(base=base))
         return ["containerd", "--config", str(config), "--log-level", "warn"]
-    return [
-        sys.executable, "-m", "holdfast.api.daemon",
-        "--root", str(base / "root"), "--state", str(base / "state"),
-        "--address", str(base / "daemon.sock"), "--log-level", "info",
-    ]  # fmt: skip
+    program = shlex.split(os.environ.get("HOLDFASTD", f"{sys.executable} -m holdfast.api.daemon"))
+    places = {"--root": base / "root", "--state": base / "state", "--address": base / "daemon.sock"}
+    words = [word for flag, path in places.items() for word in (flag, str(path))]
+    return [*program, *words, "--log-level", "info"]
 
 
 @contextlib.contextmanager
