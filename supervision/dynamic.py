@@ -29,7 +29,7 @@ from ..actors.errors import (
 from ..actors.exits import SHUTDOWN, ActorExited, Exit, Kind, StartFailed, StopActor
 from ..actors.future import Future
 from ..actors.message import Down, ExitSignal
-from .decision import Step, Window, next_step
+from .decision import Step, next_step
 from .keeper import ChildState, Held, Keeper
 from .spec import DEFAULT_INTENSITY, FOREVER, Backoff, ChildKind, ChildSpec, Intensity, Restart
 from .supervisor import GAVE_UP, as_spec
@@ -97,14 +97,17 @@ class DynamicSupervisor(Keeper):
         backoff: Backoff | None = None,
         label: str | None = None,
     ) -> None:
-        super().__init__(label=label, backoff=backoff)
-        self.window = Window(intensity)
+        super().__init__(label=label, intensity=intensity, backoff=backoff)
         self.children_max = children_max
         self.children: dict[str, Loose] = {}
 
     def all_held(self) -> Mapping[str, Held]:
         """Every child, in start order."""
         return self.children
+
+    def arrangement(self) -> str:
+        """How the children hang together, in a word."""
+        return "dynamic"
 
     async def on_stop(self) -> Any:
         """Stop all children at once."""

@@ -22,9 +22,9 @@ from ..actors.actor import Actor
 from ..actors.exits import KILL, Exit, Kind, StartFailed, StopActor
 from ..actors.message import ExitSignal
 from ..actors.reference import Ref
-from .decision import Step
+from .decision import Step, Window
 from .report import crash_log, crash_report
-from .spec import Backoff, ChildKind, ChildSpec
+from .spec import Backoff, ChildKind, ChildSpec, Intensity
 
 log = structlog.get_logger("supervision")
 
@@ -68,6 +68,7 @@ class Held:
     ref: Ref[Any] | None = None
     state: ChildState = ChildState.STOPPED
     restarts: int = 0
+    leaving: Ref[Any] | None = None  # the one that is waited for while STOPPING
     attempts: int = 0  # restarts in a row, for the backoff
     ready_at_s: float = -math.inf
     turn: int = 0  # of the restart that it waits for; an older one leaves it alone
@@ -131,9 +132,10 @@ class Keeper(Actor):
     links_children = True
     """Whether a child's end comes as an exit signal. Without, the subclass watches it itself."""
 
-    def __init__(self, *, label: str | None = None, backoff: Backoff | None = None) -> None:
+    def __init__(self, *, label: str | None, intensity: Intensity, backoff: Backoff | None) -> None:
         super().__init__()
         self.label = label or type(self).__name__
+        self.window = Window(intensity)
         self.backoff = backoff
         self.by_ref: dict[Ref[Any], Held] = {}
 
@@ -141,11 +143,16 @@ class Keeper(Actor):
         """Every child, in start order."""
         raise NotImplementedError
 
+    def arrangement(self) -> str:
+        """How the children hang together, in a word."""
+        raise NotImplementedError
+
     # -- one child
 
     async def start_one(self, held: Held) -> StartFailed | None:
         """Start a child; its failure is an answer, and leaves it STOPPED."""
         spec, place = held.spec, _Place(self, held.spec)
+        held.state = ChildState.STARTING
         try:
             if isinstance(spec.start, type):
                 ref = await place.spawn(spec.start, *spec.args, **spec.kwargs)
@@ -171,10 +178,10 @@ class Keeper(Actor):
         ref, held.ref, held.state = held.ref, None, ChildState.STOPPED
         if ref is None:
             return
-        held.state = ChildState.STOPPING
+        held.state, held.leaving = ChildState.STOPPING, ref
         self.by_ref.pop(ref, None)
         in_time = await stop(ref, held.spec.stop_within_s)
-        held.state = ChildState.STOPPED
+        held.state, held.leaving = ChildState.STOPPED, None
         if not in_time and held.spec.stop_within_s > 0:
             log.warning(
                 "child.killed",

@@ -26,7 +26,7 @@ from ..actors.errors import AlreadyExists, FailedPrecondition, NotFound
 from ..actors.exits import SHUTDOWN, Exit, Kind, StopActor
 from ..actors.message import ExitSignal
 from ..actors.reference import Ref
-from .decision import Step, Window, ends_supervisor, next_step, plan
+from .decision import Step, ends_supervisor, next_step, plan
 from .keeper import ChildState, Held, Keeper
 from .spec import (
     DEFAULT_INTENSITY,
@@ -128,18 +128,21 @@ class Supervisor(Keeper):
         backoff: Backoff | None = None,
         label: str | None = None,
     ) -> None:
-        super().__init__(label=label, backoff=backoff)
+        super().__init__(label=label, intensity=intensity, backoff=backoff)
         specs = [as_spec(child) for child in children]
         check_children(specs, auto_shutdown)
         self.strategy = strategy
         self.auto_shutdown = auto_shutdown
-        self.window = Window(intensity)
         self.children = {spec.id: Held(spec) for spec in specs}
         self._turn = 0
 
     def all_held(self) -> Mapping[str, Held]:
         """Every child, in start order."""
         return self.children
+
+    def arrangement(self) -> str:
+        """How the children hang together, in a word."""
+        return self.strategy.value
 
     # -- life
 
