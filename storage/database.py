@@ -83,25 +83,30 @@ class StoreLocked(Exception):
     """Another process, or the store's previous life, still holds the database."""
 
 
-def encode(value: object) -> tuple[bytes, int]:
-    """The bytes of a value and their checksum."""
+def encode(value: object, *names: str) -> tuple[bytes, int]:
+    """The bytes of a value, and the checksum of them and of the names they are kept under."""
     data = cbor2.dumps(value)
-    return data, zlib.crc32(data)
+    return data, checksum_of(data, names)
 
 
-def decode(data: bytes, checksum: int) -> Any:
+def checksum_of(data: bytes, names: Sequence[str]) -> int:
+    """The checksum of a row: a value under a wrong name is as damaged as a wrong value."""
+    return zlib.crc32(data, zlib.crc32("\0".join(names).encode()))
+
+
+def decode(data: bytes, checksum: int, *names: str) -> Any:
     """The value of stored bytes; `DataLoss` when they are not what was written."""
-    if zlib.crc32(data) != checksum:
-        raise DataLoss("checksum differs")
     try:
+        if checksum_of(data, names) != checksum:
+            raise DataLoss("checksum differs")
         return cbor2.loads(data)
-    except (cbor2.CBORDecodeError, ValueError) as error:
-        raise DataLoss(f"value does not decode: {error}") from error
+    except (cbor2.CBORDecodeError, ValueError, TypeError) as error:
+        raise DataLoss(f"row does not decode: {error}") from error
 
 
-def decode_record(data: bytes, checksum: int) -> Record:
+def decode_record(data: bytes, checksum: int, *names: str) -> Record:
     """As `decode`, and the value is a map."""
-    value = decode(data, checksum)
+    value = decode(data, checksum, *names)
     if not isinstance(value, dict):
         raise DataLoss("value is not a map")
     return value  # pyright: ignore[reportUnknownVariableType]
@@ -176,9 +181,8 @@ class Database:
             "SELECT kind, namespace, key, value, checksum FROM record"
         ):
             try:
-                record = decode_record(value, checksum)
-                key.encode()
-            except (DataLoss, UnicodeEncodeError, TypeError) as error:
+                record = decode_record(value, checksum, kind, namespace, key)
+            except DataLoss as error:
                 bad.append((kind, namespace, key, value, str(error)))
             else:
                 yield kind, namespace, key, record
@@ -190,16 +194,21 @@ class Database:
         now_ns = time.time_ns()
         self.connection.execute("BEGIN IMMEDIATE")
         for kind, namespace, key, value, reason in bad:
-            names = [name.encode("utf-8", "surrogateescape") for name in (kind, namespace, key)]
+            # A damaged name may even be of another type.
+            names = [
+                str(name).encode("utf-8", "surrogateescape") for name in (kind, namespace, key)
+            ]
             shown = [name.decode("utf-8", "backslashreplace") for name in names]
             self.connection.execute(
                 "INSERT INTO damaged VALUES (?, ?, ?, ?, ?, ?)", (*shown, value, reason, now_ns)
             )
-            self.connection.execute(
+            gone = self.connection.execute(
                 "DELETE FROM record WHERE kind = CAST(? AS TEXT)"
                 " AND namespace = CAST(? AS TEXT) AND key = CAST(? AS TEXT)",
                 names,
             )
+            if gone.rowcount == 0:
+                raise sqlite3.DatabaseError("a record is not in its place")
         self.connection.execute("COMMIT")
 
     def damaged(self) -> list[Damaged]:
@@ -221,13 +230,16 @@ class Database:
         (found,) = self.connection.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":
             raise sqlite3.DatabaseError(found)
+        kept = {sql for (sql,) in self.connection.execute("SELECT sql FROM sqlite_master")}
+        if not kept.issuperset(statement.strip() for statement in SCHEMA.strip("\n;").split(";")):
+            raise sqlite3.DatabaseError("the schema is not the one that Holdfast wrote")
 
     def event_bounds(self) -> tuple[int, int]:
         """The sequence numbers of the oldest event kept and of the newest ever written."""
         row = self.connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'event'")
         last = int((row.fetchone() or (0,))[0])
-        (first,) = self.connection.execute("SELECT min(seq) FROM event").fetchone()
-        return (last + 1 if first is None else int(first)), last
+        first, newest = self.connection.execute("SELECT min(seq), max(seq) FROM event").fetchone()
+        return (last + 1, last) if first is None else (int(first), max(last, int(newest)))
 
     def trim_events(self, before_seq: int) -> None:
         """Forget the events older than `before_seq`."""
@@ -294,7 +306,7 @@ def _event(
     checksum: int,
 ) -> Event:
     try:
-        value = decode(payload, checksum)
+        value = decode(payload, checksum, str(timestamp_ns), namespace, topic, type_name)
     except DataLoss:
         return gap(seq, seq)
     return Event(

@@ -27,6 +27,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 MAGIC = b"SQLite format 3\0"
 # SQLITE_ERROR comes of a schema or a format that does not make sense.
 DAMAGE = frozenset({sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+# SQLite quotes what it found in its messages, and that need not be text.
+FAILURES = (sqlite3.DatabaseError, UnicodeDecodeError)
 PAGE_BYTES = 4096
 # When the last sequence number cannot be read, so many are skipped: none is ever used twice.
 SEQUENCE_SKIP = 1 << 20
@@ -38,7 +40,7 @@ TABLES = {
 }
 
 
-def is_damage(error: sqlite3.DatabaseError, path: Path) -> bool:
+def is_damage(error: Exception, path: Path) -> bool:
     """True when the file is not what SQLite wrote; False when it could only not be used now."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
     if code & 0xFF in DAMAGE:
@@ -95,6 +97,7 @@ def grafted(damaged: Path, first_page: bytes) -> Generator[Path, None, None]:
 def _copy(sources: Sequence[Path], database: Database) -> dict[str, int]:
     execute = database.connection.execute
     counts: Counter[str] = Counter()
+    last_seqs: list[int | None] = []
     execute("BEGIN IMMEDIATE")
     for source in sources:
         old = sqlite3.connect(source, isolation_level=None)
@@ -107,13 +110,14 @@ def _copy(sources: Sequence[Path], database: Database) -> dict[str, int]:
                 insert = f"INSERT OR IGNORE INTO {table} ({columns}) VALUES ({marks})"
                 for row in _rows(old, columns, table, order):
                     counts[table] += execute(insert, row).rowcount
-            if counts:
-                _continue_sequence(old, database)
-                break
+            last_seqs.append(_last_sequence(old))
         finally:
             old.close()
-    else:
-        _set_sequence(database, SEQUENCE_SKIP)
+    (newest,) = execute("SELECT coalesce(max(seq), 0) FROM event").fetchone()
+    known = [seq for seq in last_seqs if seq is not None]
+    last = max(newest, *known) if known else newest + SEQUENCE_SKIP
+    execute("DELETE FROM sqlite_sequence WHERE name = 'event'")
+    execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('event', ?)", (last,))
     execute("COMMIT")
     return dict(counts)
 
@@ -129,26 +133,14 @@ def _rows(
         by = ", ".join(f"{column} {direction}" for column in order)
         try:
             yield from old.execute(f"SELECT {columns} FROM {table} ORDER BY {by}")
-        except sqlite3.DatabaseError:
+        except FAILURES:
             continue
         return
 
 
-def _continue_sequence(old: sqlite3.Connection, database: Database) -> None:
-    execute = database.connection.execute
-    (newest,) = execute("SELECT coalesce(max(seq), 0) FROM event").fetchone()
+def _last_sequence(old: sqlite3.Connection) -> int | None:
     try:
-        row = old.execute(
-            "SELECT seq FROM sqlite_sequence WHERE name = CAST(? AS TEXT)", (b"event",)
-        )
-        last = max(newest, int((row.fetchone() or (0,))[0]))
-    except (sqlite3.DatabaseError, TypeError, ValueError):
-        last = newest + SEQUENCE_SKIP
-    _set_sequence(database, last)
-
-
-def _set_sequence(database: Database, last: int) -> None:
-    database.connection.execute("DELETE FROM sqlite_sequence WHERE name = 'event'")
-    database.connection.execute(
-        "INSERT INTO sqlite_sequence (name, seq) VALUES ('event', ?)", (last,)
-    )
+        row = old.execute("SELECT seq FROM sqlite_sequence WHERE name = 'event'").fetchone()
+        return int(row[0]) if row else None
+    except (*FAILURES, TypeError, ValueError):
+        return None

@@ -49,7 +49,7 @@ class Transaction:
             "SELECT value, checksum FROM record WHERE kind = ? AND namespace = ? AND key = ?",
             (kind, namespace, key),
         ).fetchone()
-        return None if row is None else _verified(kind, key, *row)
+        return None if row is None else _verified(kind, namespace, key, *row)
 
     def put(self, kind: str, namespace: str, key: str, value: Record) -> None:
         """Write the record whole. Its namespace comes into being where containerd's would."""
@@ -58,7 +58,7 @@ class Transaction:
         self._put(kind, namespace, key, value)
 
     def _put(self, kind: str, namespace: str, key: str, value: Record) -> None:
-        data, checksum = encode(value)
+        data, checksum = encode(value, kind, namespace, key)
         for journal in self._database.journals:
             journal.keys.add((kind, namespace, key))
         self._database.connection.execute(
@@ -96,7 +96,7 @@ class Transaction:
         ).fetchall()
         for row_namespace, key, value, checksum in rows:
             if key.startswith(prefix):
-                yield Row(row_namespace, key, _verified(kind, key, value, checksum))
+                yield Row(row_namespace, key, _verified(kind, row_namespace, key, value, checksum))
 
     def keys(self, kind: str, namespace: str, prefix: str = "") -> list[str]:
         """The keys of a kind in one namespace that begin with `prefix`, in order."""
@@ -119,8 +119,8 @@ class Transaction:
 
         A map is the payload of one of our own types, by field names; bytes are opaque.
         """
-        data, checksum = encode(payload)
         at_ns = time.time_ns() if timestamp_ns is None else timestamp_ns
+        data, checksum = encode(payload, str(at_ns), namespace, topic, type_name)
         cursor = self._database.connection.execute(
             "INSERT INTO event (timestamp_ns, namespace, topic, type, payload, checksum)"
             " VALUES (?, ?, ?, ?, ?, ?)",
@@ -156,8 +156,8 @@ class Transaction:
         return row.fetchone() is not None
 
 
-def _verified(kind: str, key: str, data: bytes, checksum: int) -> Record:
+def _verified(kind: str, namespace: str, key: str, data: bytes, checksum: int) -> Record:
     try:
-        return decode_record(data, checksum)
+        return decode_record(data, checksum, kind, namespace, key)
     except DataLoss as error:
         raise DataLoss(f'{kind} "{key}": {error}') from error

@@ -23,7 +23,7 @@ from ..actors.errors import ResourceExhausted
 from ..actors.threads import ThreadActor
 from .database import Damaged, Database, Record
 from .events import Event
-from .salvage import is_damage, salvage
+from .salvage import FAILURES, is_damage, salvage
 from .transaction import Change, Transaction
 
 
@@ -152,7 +152,7 @@ class Writer(ThreadActor):
     def _open(self) -> Loaded:
         try:
             return self._load()
-        except sqlite3.DatabaseError as error:
+        except FAILURES as error:
             if not is_damage(error, self._path):
                 raise
             salvage(self._path, str(error))

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from holdfast.actors.errors import AlreadyExists, DataLoss, ResourceExhausted
+from holdfast.storage.database import checksum_of
 from holdfast.storage.store import (
     Change,
     Journal,
@@ -277,13 +278,19 @@ async def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+BAD = ("container", "default", "bad")
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        ("UPDATE record SET value = x'ff' WHERE key = 'bad'", "checksum"),
-        ("UPDATE record SET value = x'01', checksum = 2768625435 WHERE key = 'bad'", "not a map"),
-        ("UPDATE record SET value = x'5c', checksum = 0 WHERE key = 'bad'", "checksum"),
-        ("UPDATE record SET key = CAST(x'62ff' AS TEXT) WHERE key = 'bad'", "utf-8"),
+        ("value = x'ff'", "checksum differs"),
+        ("value = 7", "row does not decode"),
+        (f"value = x'01', checksum = {checksum_of(bytes([0x01]), BAD)}", "not a map"),
+        (f"value = x'5c', checksum = {checksum_of(bytes([0x5C]), BAD)}", "row does not decode"),
+        ("key = CAST(x'62ff' AS TEXT)", "row does not decode"),
+        ("key = 'bad!'", "checksum differs"),
+        ("kind = 'image'", "checksum differs"),
     ],
 )
 async def test_a_damaged_record_is_set_aside_and_the_rest_opens(
@@ -294,13 +301,14 @@ async def test_a_damaged_record_is_set_aside_and_the_rest_opens(
         for key in ("bad", "good"):
             await store.write(partial(put, key, {}))
     with sqlite3.connect(path) as connection:
-        assert connection.execute(damage).rowcount == 1
+        update = f"UPDATE record SET {damage} WHERE key = 'bad'"
+        assert connection.execute(update).rowcount == 1
     connection.close()
     for _ in range(2):
         async with Store.open(path) as store:
             assert [row.key for row in store.scan("container")] == ["good"]
             (damaged,) = store.damaged
-            assert damaged.kind == "container"
+            assert damaged.kind in ("container", "image")
             assert damaged.key.startswith("b")
             assert reason in damaged.reason
             await store.write(partial(put, "good", {}))
