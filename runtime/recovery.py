@@ -1,0 +1,162 @@
+"""Recovery: what a start does with the tasks that an earlier life left.
+
+Every recorded task and exec gets its actor again, in parallel; each catches up with its own
+shim and has its own deadline, so that neither a damaged record nor a hung shim holds up the others.
+An interrupted create is undone, a leftover bundle removed. What is in doubt is left alone, and
+reported.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+import trio
+
+from ..actors.actor import Actor
+from ..actors.errors import FailedPrecondition, Refusal
+from ..actors.exits import StartFailed
+from ..actors.reference import Ref
+from . import ledger, task
+from .bundle import BundleName, bundle_path, leftovers, remove_bundle
+from .ground import Ground
+from .records import EXEC, TASK, ExecRecord, State, TaskRecord
+from .shimclient import ShimClient
+from .tasks import StartChild, exec_child, task_child
+
+AT_ONCE_MAX = 32
+EACH_WITHIN_S = 30.0
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Damaged:
+    """Something that was left alone, and why."""
+
+    what: str
+    reason: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Recovered:
+    """What a start found."""
+
+    tasks: int = 0
+    execs: int = 0
+    cleaned: list[str] = field(default_factory=list[str])
+    damaged: list[Damaged] = field(default_factory=list[Damaged])
+
+
+class Recovery:
+    """One recovery. Make it anew after each start of the supervisors below it."""
+
+    def __init__(self, ground: Ground, start_task: StartChild, start_exec: StartChild) -> None:
+        self._ground = ground
+        self._start_task = start_task
+        self._start_exec = start_exec
+        self._room = trio.CapacityLimiter(AT_ONCE_MAX)
+        self._found = Recovered()
+
+    async def run(self) -> Recovered:
+        """Bring back all that can be; never raises for what cannot."""
+        tasks, execs = self._records()
+        known = [BundleName(namespace=record.namespace, id=record.id) for record in tasks]
+        known += [
+            BundleName(namespace=row.namespace, id=row.key)
+            for row in self._ground.store.scan(TASK)  # a damaged record's bundle is no leftover
+        ]
+        left = await trio.to_thread.run_sync(leftovers, self._ground.state, known)
+        async with trio.open_nursery() as nursery:
+            for record in tasks:
+                nursery.start_soon(self._each, record.name, self._task, record)
+            for added in execs:
+                nursery.start_soon(self._each, added.name, self._exec, added)
+            for bundle in left:
+                nursery.start_soon(
+                    self._each, f"bundle {bundle.namespace}/{bundle.id}", self._leftover, bundle
+                )
+        found = self._found
+        log.info("tasks.recovered", tasks=found.tasks, execs=found.execs, damaged=found.damaged)
+        return found
+
+    def _records(self) -> tuple[Sequence[TaskRecord], Sequence[ExecRecord]]:
+        tasks: list[TaskRecord] = []
+        execs: list[ExecRecord] = []
+        for row in self._ground.store.scan(TASK):
+            try:
+                tasks.append(TaskRecord.from_record(row.namespace, row.key, row.value))
+            except Refusal as error:
+                self._damaged(f"task {row.namespace}/{row.key}", error)
+        for row in self._ground.store.scan(EXEC):
+            try:
+                execs.append(ExecRecord.from_record(row.namespace, row.key, row.value))
+            except Refusal as error:
+                self._damaged(f"exec {row.namespace}/{row.key}", error)
+        return tasks, execs
+
+    async def _each(self, what: str, work: Callable[[Any], Awaitable[None]], subject: Any) -> None:
+        async with self._room:
+            with trio.move_on_after(EACH_WITHIN_S) as scope:
+                try:
+                    await work(subject)
+                except (Refusal, StartFailed, OSError) as error:
+                    self._damaged(what, error)
+            if scope.cancelled_caught:
+                self._damaged(what, TimeoutError(f"not recovered within {EACH_WITHIN_S} s"))
+
+    async def _task(self, record: TaskRecord) -> None:
+        ref = await self._start_task(task_child(self._ground, record))
+        self._found.tasks += 1
+        if record.state is State.CREATING:
+            await ref.call(task.Delete(), timeout_s=EACH_WITHIN_S)
+            self._found.cleaned.append(record.name)
+
+    async def _exec(self, record: ExecRecord) -> None:
+        if self._ground.store.get(TASK, record.namespace, record.task_id) is None:
+            await self._ground.store.write(ledger.exec_deleted(record))
+            self._found.cleaned.append(record.name)
+            return
+        await self._start_exec(exec_child(self._ground, record))
+        self._found.execs += 1
+
+    async def _leftover(self, name: BundleName) -> None:
+        """A task that was deleted down to its shim and bundle. A live process is not ours to
+        end: its record may have been lost, and then somebody misses it."""
+        bundle = bundle_path(self._ground.state, name.namespace, name.id)
+        try:
+            async with ShimClient.open(bundle) as client:
+                state = await client.state()
+                if any(process.status != "stopped" for process in state.processes.values()):
+                    raise FailedPrecondition("a process lives in it, and no record tells whose")
+                await client.shutdown()
+        except* FailedPrecondition as group:
+            raise group.exceptions[0] from None
+        except* Refusal:
+            pass  # no shim listens
+        await trio.to_thread.run_sync(remove_bundle, bundle)
+        self._found.cleaned.append(f"bundle {name.namespace}/{name.id}")
+
+    def _damaged(self, what: str, error: BaseException) -> None:
+        log.error("tasks.damaged", what=what, reason=str(error))
+        self._found.damaged.append(Damaged(what=what, reason=str(error)))
+
+
+class Recoverer(Actor):
+    """Runs a recovery beside the tree that starts: last of the runtime's children, so that it
+    runs again whenever the supervisors of tasks and execs were restarted."""
+
+    def __init__(self, ground: Ground, start_task: StartChild, start_exec: StartChild) -> None:
+        super().__init__()
+        self._recovery = Recovery(ground, start_task, start_exec)
+        self.found: Recovered | None = None
+
+    def on_start(self) -> None:
+        """Ready at once: the daemon serves while its tasks come back."""
+        self.spawn_task(self._run)
+
+    def on_receive(self, message: Ref[Any]) -> None:
+        """Nobody sends it anything."""
+
+    async def _run(self) -> None:
+        self.found = await self._recovery.run()

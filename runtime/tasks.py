@@ -1,0 +1,520 @@
+"""Tasks: the verbs of the runtime for every way in, with containerd's refusals.
+
+    CREATING -> CREATED -> RUNNING <-> PAUSED -> STOPPED -> gone     a task
+                ADDED   -> RUNNING            -> STOPPED -> gone     an exec
+
+    tasks = Tasks(ground, containers, start_task, start_exec)
+    pid = await tasks.create("default", "web", rootfs, stdio)
+    await tasks.start("default", "web")
+    status, exited_at_ns = await tasks.wait("default", "web")
+    await tasks.delete("default", "web")
+
+Reads are answered from the store. A change is done by the process's own actor, one at a time, and
+is on disk with its event when the verb returns. A verb that meets an actor in its restart waits
+for the new one. A hung shim holds up the verbs of its own task, each until its deadline.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from time import time_ns
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import trio
+
+from ..actors.errors import (
+    DataLoss,
+    DeadlineExceeded,
+    InvalidArgument,
+    NotFound,
+    Refusal,
+    Unavailable,
+)
+from ..actors.exits import ActorExited, CallTimeout, StartFailed
+from ..actors.message import Request
+from ..actors.reference import Ref
+from ..actors.system import System
+from ..storage.filters import compile_filters
+from ..storage.labels import check_identifier
+from ..storage.mounts import Mount
+from ..supervision.spec import ChildSpec, Restart
+from . import exec, ledger, task
+from .bundle import bundle_path, parse_config
+from .exits import Exits
+from .ground import Ground
+from .metrics import read as read_metrics
+from .records import (
+    EXEC,
+    STATUS_LOST,
+    TASK,
+    ExecRecord,
+    ExecState,
+    ExitRecord,
+    State,
+    TaskRecord,
+    process_key,
+)
+from .shimclient import RuntimeOptions, ShimClient
+from .stdio import Stdio
+
+R = TypeVar("R")
+
+StartChild = Callable[[ChildSpec], Awaitable[Ref[Any]]]
+"""Starts an actor under one of the two dynamic supervisors, `tasks` and `execs`."""
+
+ASK_AGAIN_S = 0.005
+ASK_SLACK_S = 5.0
+CREATE_SLACK_S = 20.0
+METRICS_WITHIN_S = 2.0
+
+# containerd's names of states; a CREATING task is not seen.
+STATUSES: Mapping[State, str] = {
+    State.CREATING: "UNKNOWN",
+    State.CREATED: "CREATED",
+    State.RUNNING: "RUNNING",
+    State.PAUSING: "PAUSING",
+    State.PAUSED: "PAUSED",
+    State.STOPPED: "STOPPED",
+}
+EXEC_STATUSES: Mapping[ExecState, str] = {
+    ExecState.ADDED: "CREATED",
+    ExecState.RUNNING: "RUNNING",
+    ExecState.STOPPED: "STOPPED",
+}
+
+
+class Spec(Protocol):
+    """The Any value in a container record that holds its OCI spec."""
+
+    @property
+    def value(self) -> bytes: ...
+
+
+class Container(Protocol):
+    """What a task needs of a container record."""
+
+    @property
+    def spec(self) -> Spec | None: ...
+
+
+class ContainerSource(Protocol):
+    """Where containers are looked up; raises containerd's NotFound."""
+
+    def get(self, namespace: str, id: str, /) -> Container: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    """One process, as clients see it. `id` is the exec id, or the container's for its first."""
+
+    container_id: str
+    id: str
+    pid: int
+    status: str
+    stdio: Stdio
+    exit_status: int
+    exited_at_ns: int
+
+
+class Exited(NamedTuple):
+    """What a delete answers."""
+
+    id: str
+    pid: int
+    status: int
+    exited_at_ns: int
+
+
+class TaskMetrics(NamedTuple):
+    """What a task used until now."""
+
+    id: str
+    collected_at_ns: int
+    version: int
+    """metrics.V1 or metrics.V2: which of containerd's messages the fields make."""
+    fields: Mapping[str, Any]
+
+
+class Tasks:
+    """The verbs. One per host; made in a running System, closed at its end."""
+
+    def __init__(
+        self,
+        ground: Ground,
+        containers: ContainerSource,
+        start_task: StartChild,
+        start_exec: StartChild,
+    ) -> None:
+        self._ground = ground
+        self._store = ground.store
+        self._containers = containers
+        self._start_task = start_task
+        self._start_exec = start_exec
+        self._system = System.current()
+        self._exits = Exits(ground.store)
+
+    def close(self) -> None:
+        """Answer no further wait."""
+        self._exits.close()
+
+    # The life of a task.
+
+    async def create(
+        self,
+        namespace: str,
+        id: str,
+        rootfs: Sequence[Mount] = (),
+        stdio: Stdio | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Make the task, created and not started; its pid. The intent is on disk first."""
+        config = self._spec(namespace, id)
+        record = TaskRecord(
+            namespace=namespace,
+            id=id,
+            state=State.CREATING,
+            bundle=str(bundle_path(self._ground.state, namespace, id)),
+            stdio=stdio or Stdio(),
+            rootfs=rootfs,
+            options=_runtime_options(options or {}),
+        )
+        # Shielded: a create that is withdrawn halfway would leave an intent without an owner.
+        with trio.CancelScope(shield=True):
+            return await self._create(record, config)
+        raise AssertionError("nobody cancels the shield's own scope")
+
+    async def start(self, namespace: str, id: str, exec_id: str = "") -> int:
+        """Run the first process, or an exec; its pid."""
+        within_s = self._ground.limits.runtime_within_s
+        if exec_id:
+            name = self._exec(namespace, id, exec_id).name
+            return await self._ask(
+                name, exec.Start(), within_s, lambda: self._pid(EXEC, namespace, id, exec_id)
+            )
+        name = self._task(namespace, id).name
+        return await self._ask(name, task.Start(), within_s, lambda: self._pid(TASK, namespace, id))
+
+    async def delete(self, namespace: str, id: str) -> Exited:
+        """Remove a task that has stopped, or was never started, with all that it had."""
+        record = self._task(namespace, id)
+        within_s = self._ground.limits.runtime_within_s + CREATE_SLACK_S
+        exit = await self._ask(record.name, task.Delete(), within_s, lambda: self._gone(record))
+        await self._ended(record.name)
+        return Exited(id, exit.pid, exit.status, exit.exited_at_ns)
+
+    async def kill(
+        self, namespace: str, id: str, exec_id: str, signal: int, all: bool = False
+    ) -> None:
+        """Send a signal to one process, or to every process of the container."""
+        if exec_id:
+            name = self._exec(namespace, id, exec_id).name
+            await self._ask(name, exec.Kill(signal=signal), self._shim_within_s)
+        else:
+            name = self._task(namespace, id).name
+            await self._ask(name, task.Kill(signal=signal, all=all), self._shim_within_s)
+
+    async def pause(self, namespace: str, id: str) -> None:
+        """Freeze the container."""
+        await self._ask(self._task(namespace, id).name, task.Pause(), self._shim_within_s)
+
+    async def resume(self, namespace: str, id: str) -> None:
+        """Thaw the container."""
+        await self._ask(self._task(namespace, id).name, task.Resume(), self._shim_within_s)
+
+    async def update(
+        self,
+        namespace: str,
+        id: str,
+        resources: bytes,
+        annotations: Mapping[str, str] | None = None,
+    ) -> None:
+        """Change the limits to an OCI resources object in JSON. Annotations are for runtimes
+        that heed them; ours does not."""
+        _ = annotations
+        name = self._task(namespace, id).name
+        parse_config(resources)
+        within_s = self._ground.limits.runtime_within_s
+        await self._ask(name, task.Update(resources=resources), within_s)
+
+    async def resize_pty(
+        self, namespace: str, id: str, exec_id: str, width: int, height: int
+    ) -> None:
+        """Set the size of a process's terminal; nothing where it has none."""
+        if exec_id:
+            name = self._exec(namespace, id, exec_id).name
+            await self._ask(name, exec.Resize(width=width, height=height), self._shim_within_s)
+        else:
+            name = self._task(namespace, id).name
+            await self._ask(name, task.Resize(width=width, height=height), self._shim_within_s)
+
+    async def close_io(self, namespace: str, id: str, exec_id: str = "") -> None:
+        """Close our end of a process's stdin."""
+        if exec_id:
+            name = self._exec(namespace, id, exec_id).name
+            await self._ask(name, exec.CloseStdin(), self._shim_within_s)
+        else:
+            await self._ask(self._task(namespace, id).name, task.CloseStdin(), self._shim_within_s)
+
+    # Further processes.
+
+    async def exec(
+        self, namespace: str, id: str, exec_id: str, spec: bytes, stdio: Stdio | None = None
+    ) -> None:
+        """Add a process, an OCI process in JSON; `start` runs it."""
+        if not exec_id:
+            raise InvalidArgument("exec id cannot be empty")
+        owner = self._task(namespace, id)
+        try:
+            check_identifier(exec_id)
+        except Refusal as error:
+            raise InvalidArgument(f"invalid exec id {exec_id}: {error}") from error
+        task.next_state(owner.state, task.AddExec())
+        parse_config(spec)
+        record = ExecRecord(
+            namespace=namespace,
+            task_id=id,
+            id=exec_id,
+            state=ExecState.ADDED,
+            spec=spec,
+            stdio=stdio or Stdio(),
+        )
+        with trio.CancelScope(shield=True):
+            await self._store.write(ledger.exec_added(record))
+            await self._start_exec(exec_child(self._ground, record))
+
+    async def delete_process(self, namespace: str, id: str, exec_id: str) -> Exited:
+        """Remove an exec that has stopped, or was never started."""
+        if not exec_id:
+            return await self.delete(namespace, id)
+        record = self._exec(namespace, id, exec_id)
+        within_s = self._ground.limits.runtime_within_s
+        exit = await self._ask(record.name, exec.Delete(), within_s, lambda: self._gone(record))
+        await self._ended(record.name)
+        return Exited(exec_id, exit.pid, exit.status, exit.exited_at_ns)
+
+    # Questions.
+
+    def get(self, namespace: str, id: str, exec_id: str = "") -> Process:
+        """One process, as it was told last."""
+        owner = self._task(namespace, id)
+        if not exec_id:
+            return _task_process(owner)
+        return _exec_process(self._exec(namespace, id, exec_id), owner)
+
+    def list(self, namespace: str, filter: str = "") -> Sequence[Process]:
+        """The first process of every task. containerd heeds no filter here, nor do we."""
+        _ = filter
+        return [_task_process(record) for record in self._tasks(namespace)]
+
+    async def wait(self, namespace: str, id: str, exec_id: str = "") -> tuple[int, int]:
+        """The status and the time (ns) of a process's end; waits for it, however long."""
+        if exec_id:
+            self._exec(namespace, id, exec_id)
+        else:
+            self._task(namespace, id)
+        exit = await self._exits.wait(namespace, id, exec_id)
+        return exit.status, exit.exited_at_ns
+
+    async def list_pids(self, namespace: str, id: str) -> Sequence[tuple[int, str | None]]:
+        """Every pid in the container, with the exec id of those that are ours."""
+        client = await self._client(self._task(namespace, id))
+        return await client.pids(timeout_s=self._ground.limits.shim_within_s)
+
+    async def metrics(self, namespace: str, filters: Sequence[str] = ()) -> Sequence[TaskMetrics]:
+        """What each matching task used until now; a task without a cgroup is left out."""
+        accepts = compile_filters(filters)
+        chosen = [
+            record for record in self._tasks(namespace) if accepts(partial(_metrics_field, record))
+        ]
+        found: dict[str, TaskMetrics] = {}
+
+        async def read(record: TaskRecord) -> None:
+            try:
+                client = await self._client(record)
+                state = await client.state(timeout_s=METRICS_WITHIN_S)
+                version, used = await trio.to_thread.run_sync(read_metrics, state.cgroups)
+            except (Refusal, OSError):
+                return
+            found[record.id] = TaskMetrics(record.id, time_ns(), version, used)
+
+        async with trio.open_nursery() as nursery:
+            for record in chosen:
+                nursery.start_soon(read, record)
+        return [found[record.id] for record in chosen if record.id in found]
+
+    # Inside.
+
+    @property
+    def _shim_within_s(self) -> float:
+        return self._ground.limits.shim_within_s
+
+    def _spec(self, namespace: str, id: str) -> bytes:
+        spec = self._containers.get(namespace, id).spec
+        if spec is None or not spec.value:
+            raise InvalidArgument(f"container {id} has no spec: invalid argument")
+        parse_config(spec.value)
+        return spec.value
+
+    def _task(self, namespace: str, id: str) -> TaskRecord:
+        self._containers.get(namespace, id)
+        found = self._store.get(TASK, namespace, id)
+        if found is None:
+            raise NotFound(f"task {id} not found")
+        return TaskRecord.from_record(namespace, id, found)
+
+    def _exec(self, namespace: str, id: str, exec_id: str) -> ExecRecord:
+        self._task(namespace, id)
+        key = process_key(id, exec_id)
+        found = self._store.get(EXEC, namespace, key)
+        if found is None:
+            raise NotFound(f"process does not exist {exec_id}: not found")
+        return ExecRecord.from_record(namespace, key, found)
+
+    def _tasks(self, namespace: str) -> Iterator[TaskRecord]:
+        for row in self._store.scan(TASK, namespace):
+            try:
+                record = TaskRecord.from_record(namespace, row.key, row.value)
+            except DataLoss:
+                continue  # reported when it was recovered; one bad record hides no other
+            if record.state is not State.CREATING:
+                yield record
+
+    def _pid(self, kind: str, namespace: str, id: str, exec_id: str = "") -> int | None:
+        """The pid of a start that took effect before its actor fell."""
+        if kind == TASK:
+            record = self._task(namespace, id)
+            return None if record.state is State.CREATED else record.pid
+        added = self._exec(namespace, id, exec_id)
+        return None if added.state is ExecState.ADDED else added.pid
+
+    def _gone(self, record: TaskRecord | ExecRecord) -> ExitRecord | None:
+        """The exit of a delete that took effect before its actor fell."""
+        kind, key = (TASK, record.id) if isinstance(record, TaskRecord) else (EXEC, record.key)
+        if self._store.get(kind, record.namespace, key) is not None:
+            return None
+        return record.exit or ExitRecord(pid=record.pid, status=STATUS_LOST, exited_at_ns=time_ns())
+
+    async def _client(self, record: TaskRecord) -> ShimClient:
+        return await self._ground.client(record.name)
+
+    async def _ask(
+        self,
+        name: str,
+        request: Request[R],
+        within_s: float,
+        done: Callable[[], R | None] = lambda: None,
+    ) -> R:
+        """Ask the actor of that name; when it falls, ask the one that follows it.
+
+        `done` tells the answer of a request that took effect before the fall.
+        """
+        # The shim's own deadline comes first; this one is for a mailbox that is full of others.
+        deadline = trio.current_time() + within_s + ASK_SLACK_S
+        while True:
+            ref = self._system.whereis(name)
+            if ref is not None:
+                try:
+                    left_s = max(deadline - trio.current_time(), 0.0)
+                    return await ref.call(request, timeout_s=left_s)
+                except ActorExited:
+                    pass
+                except CallTimeout as error:
+                    raise DeadlineExceeded(str(error)) from error
+            answer = done()
+            if answer is not None:
+                return answer
+            if trio.current_time() >= deadline or (
+                ref is None and trio.current_time() >= deadline - within_s
+            ):
+                raise Unavailable(f"{name}: not running")
+            await trio.sleep(ASK_AGAIN_S)
+
+    async def _create(self, record: TaskRecord, config: bytes) -> int:
+        await self._store.write(ledger.intend_task(record))
+        try:
+            ref = await self._start_task(task_child(self._ground, record))
+            within_s = self._ground.limits.runtime_within_s + CREATE_SLACK_S
+            return await ref.call(task.Create(config=config), timeout_s=within_s)
+        except (ActorExited, StartFailed, CallTimeout) as error:
+            await self._abandon(record)
+            raise Unavailable(f"create {record.id}: {error}") from error
+
+    async def _ended(self, name: str) -> None:
+        """Wait until the actor of a deleted process has given up its name."""
+        ref = self._system.whereis(name)
+        if ref is not None:
+            with trio.move_on_after(self._ground.limits.shim_within_s):
+                await ref.wait_exit()
+
+    async def _abandon(self, record: TaskRecord) -> None:
+        """A create's actor fell: its successor, if there is one, cleans up."""
+        if self._store.get(TASK, record.namespace, record.id) is None:
+            return
+        try:
+            await self._ask(record.name, task.Delete(), task.CLEANUP_WITHIN_S)
+        except Refusal:
+            pass  # the next start's recovery finds it
+
+
+def task_child(ground: Ground, record: TaskRecord) -> ChildSpec:
+    """The actor of a recorded task; it is ready once it has caught up with its shim."""
+    return ChildSpec(
+        record.name,
+        task.Task,
+        Restart.TRANSIENT,
+        args=(ground, record.namespace, record.id),
+        name=record.name,
+    )
+
+
+def exec_child(ground: Ground, record: ExecRecord) -> ChildSpec:
+    """The actor of a recorded exec; it is ready once it has caught up with its shim."""
+    return ChildSpec(
+        record.name,
+        exec.Exec,
+        Restart.TRANSIENT,
+        args=(ground, record.namespace, record.task_id, record.id),
+        name=record.name,
+    )
+
+
+def _runtime_options(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Those of the client's options that our runtimes heed."""
+    known = {field.name for field in fields(RuntimeOptions)}
+    return {name: value for name, value in options.items() if name in known}
+
+
+def _metrics_field(record: TaskRecord, path: Sequence[str]) -> tuple[str, bool]:
+    match path[0]:
+        case "id":
+            return record.id, True
+        case "namespace":
+            return record.namespace, True
+        case _:
+            return "", False
+
+
+def _task_process(record: TaskRecord) -> Process:
+    return Process(
+        container_id=record.id,
+        id=record.id,
+        pid=record.pid,
+        status=STATUSES[record.state],
+        stdio=record.stdio,
+        exit_status=0 if record.exit is None else record.exit.status,
+        exited_at_ns=0 if record.exit is None else record.exit.exited_at_ns,
+    )
+
+
+def _exec_process(record: ExecRecord, owner: TaskRecord) -> Process:
+    # A container is frozen as a whole, with every process in it.
+    frozen = owner.state in (State.PAUSING, State.PAUSED)
+    return Process(
+        container_id=record.task_id,
+        id=record.id,
+        pid=record.pid,
+        status=STATUSES[owner.state] if frozen else EXEC_STATUSES[record.state],
+        stdio=record.stdio,
+        exit_status=0 if record.exit is None else record.exit.status,
+        exited_at_ns=0 if record.exit is None else record.exit.exited_at_ns,
+    )
