@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -327,7 +327,7 @@ async def open(
     root: str | os.PathLike[str],
     state: str | os.PathLike[str],
     **settings: Any,
-) -> AsyncIterator[Host]:
+) -> AsyncGenerator[Host]:
     """A host below these two directories, serving no socket. `settings` are Config's fields."""
     config = load(None, {"root": Path(root).absolute(), "state": Path(state).absolute()})
     async with open_host(replace(config, **settings)) as host:
@@ -335,7 +335,7 @@ async def open(
 
 
 @asynccontextmanager
-async def open_host(config: Config, serving: Serving | None = None) -> AsyncIterator[Host]:
+async def open_host(config: Config, serving: Serving | None = None) -> AsyncGenerator[Host]:
     """A host with this configuration; `serving` adds what answers clients, last in the tree.
 
     FailedPrecondition when another host uses the same root.

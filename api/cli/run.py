@@ -3,7 +3,7 @@
 import json
 import os
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -174,7 +174,7 @@ async def _started(
 @asynccontextmanager
 async def _passing(
     session: Session, name: str, exec_id: str, names: stdio.Pipes, terminal: bool
-) -> AsyncIterator[None]:
+) -> AsyncGenerator[None]:
     """Within the block our stdio, window and signals are the process's."""
     with stdio.raw_terminal() if terminal else _nothing():
         async with trio.open_nursery() as nursery:

@@ -6,7 +6,7 @@ private socket, and is a client of that. Every other command needs the daemon.
 
 import os
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,7 +52,7 @@ class Session:
         )
 
     @asynccontextmanager
-    async def stream(self, path: str, answer: type[A]) -> AsyncIterator[ClientCall[A]]:
+    async def stream(self, path: str, answer: type[A]) -> AsyncGenerator[ClientCall[A]]:
         """A streaming call: send, end, receive."""
         async with self.channel.stream(_full(path), answer, metadata=self.metadata) as call:
             yield call
@@ -112,7 +112,7 @@ class Where:
     namespace: str
 
     @asynccontextmanager
-    async def session(self) -> AsyncIterator[Session]:
+    async def session(self) -> AsyncGenerator[Session]:
         """A session with the daemon; Unavailable where none answers."""
         try:
             transport = await trio.open_unix_socket(self.address)
@@ -125,7 +125,7 @@ class Where:
             yield Session(channel, self.namespace)
 
     @asynccontextmanager
-    async def session_or_host(self) -> AsyncIterator[Session]:
+    async def session_or_host(self) -> AsyncGenerator[Session]:
         """A session with the daemon, or with a host of our own where none answers."""
         try:
             transport = await trio.open_unix_socket(self.address)
@@ -137,7 +137,7 @@ class Where:
             yield Session(channel, self.namespace)
 
     @asynccontextmanager
-    async def _embedded(self) -> AsyncIterator[Session]:
+    async def _embedded(self) -> AsyncGenerator[Session]:
         # The host is heavy to import and only this path needs it.
         from ..daemon import set_up_logging
         from ..host import open_host

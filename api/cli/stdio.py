@@ -16,7 +16,7 @@ import sys
 import tempfile
 import termios
 import tty
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,7 @@ class Pipes:
 
 
 @contextmanager
-def pipes(*, interactive: bool, terminal: bool) -> Iterator[Pipes]:
+def pipes(*, interactive: bool, terminal: bool) -> Generator[Pipes]:
     """Fresh FIFOs for one process, removed afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="holdfast-stdio-"))
     try:
@@ -55,7 +55,7 @@ def pipes(*, interactive: bool, terminal: bool) -> Iterator[Pipes]:
 
 
 @asynccontextmanager
-async def copied(names: Pipes, close_stdin: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+async def copied(names: Pipes, close_stdin: Callable[[], Awaitable[None]]) -> AsyncGenerator[None]:
     """Copy between our own stdio and the FIFOs within the block.
 
     Leaving the block drains what the process wrote before it ended. `close_stdin` is called
@@ -128,7 +128,7 @@ async def _copy_in(fifo: int, close_stdin: Callable[[], Awaitable[None]]) -> Non
 
 
 @contextmanager
-def raw_terminal() -> Iterator[None]:
+def raw_terminal() -> Generator[None]:
     """Give every key to the container while the block lasts; our own terminal is restored."""
     if not sys.stdin.isatty():
         yield
