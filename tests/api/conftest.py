@@ -9,6 +9,9 @@ import pytest
 import trio
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
+from hpack import Decoder, Encoder
+from hyperframe.frame import Frame
+
 from holdfast.actors.errors import FailedPrecondition, NotFound
 from holdfast.api.grpc.call import Call, Context
 from holdfast.api.grpc.client import Channel
@@ -22,8 +25,6 @@ from holdfast.api.proto.services import streaming_pb2 as streaming
 from holdfast.api.proto.services import version_pb2 as version
 from holdfast.api.proto.types_pb2 import Envelope
 from holdfast.api.status import with_details
-from hpack import Decoder, Encoder
-from hyperframe.frame import Frame
 
 VERSION = "/containerd.services.version.v1.Version/Version"
 SUBSCRIBE = "/containerd.services.events.v1.Events/Subscribe"
@@ -210,6 +211,7 @@ class RawPeer:
         """The server's next frame, as hyperframe has it; None when it has hung up."""
         while True:
             if len(self._in) >= 9:
+                parsed: Any
                 parsed, size = Frame.parse_frame_header(memoryview(self._in[:9]))
                 if len(self._in) >= 9 + size:
                     parsed.parse_body(memoryview(self._in[9 : 9 + size]))

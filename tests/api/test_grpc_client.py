@@ -64,6 +64,7 @@ class Script:
         with trio.fail_after(5):
             while True:
                 while len(self._in) >= 9:
+                    parsed: Any
                     parsed, size = Frame.parse_frame_header(memoryview(self._in[:9]))
                     if len(self._in) < 9 + size:
                         break

@@ -6,7 +6,7 @@ from concurrent import futures
 from pathlib import Path
 from typing import Any
 
-import grpc
+import grpc  # type: ignore[import-untyped]
 import pytest
 import trio
 import trio.testing
@@ -28,7 +28,7 @@ from holdfast.api.proto.services.containers_pb2 import (
 )
 from holdfast.api.proto.services.events_pb2 import SubscribeRequest
 from holdfast.api.proto.types_pb2 import Envelope
-from holdfast.api.status import CallFailed, Code, details_of
+from holdfast.api.status import CallFailed, details_of
 
 VERSION = "/containerd.services.version.v1.Version/Version"
 SUBSCRIBE = "/containerd.services.events.v1.Events/Subscribe"
@@ -75,7 +75,7 @@ class Client:
         try:
             self.unary(*arguments, **rest)
         except grpc.RpcError as error:
-            return error.code(), error.details()  # type: ignore[attr-defined]
+            return error.code(), error.details()
         raise AssertionError("the call succeeded")
 
 
@@ -154,7 +154,7 @@ async def test_a_message_of_15_mib_and_one_too_large(house: Any, client: Client)
     assert await in_thread(lambda: upload(15 * MIB)) == [15 * MIB]
     with pytest.raises(grpc.RpcError) as caught:
         await in_thread(lambda: upload(17 * MIB))
-    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 async def test_a_server_stream_to_its_end(house: Any, client: Client) -> None:
@@ -228,7 +228,7 @@ async def test_500_calls_from_16_threads(house: Any, client: Client) -> None:
 # -- grpcio as the server
 
 
-class Handlers(grpc.GenericRpcHandler):
+class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
     """The same methods as the house's, in grpcio."""
 
     def __init__(self) -> None:
@@ -375,4 +375,3 @@ async def test_details_of_a_refusal_arrive(house: Any) -> None:
             await channel.unary(VERSION, Empty(), version.VersionResponse, {"do": "detail"})
     details = details_of(caught.value)
     assert [d.type_url for d in details] == ["type.googleapis.com/google.protobuf.Timestamp"]
-    assert Code.FAILED_PRECONDITION == 9

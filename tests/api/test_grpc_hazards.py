@@ -128,8 +128,7 @@ async def test_hazard_6_a_new_call_does_not_walk_the_open_ones(
     house: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     walks = 0
-    honest = H2Connection.open_inbound_streams.fget
-    assert honest is not None
+    honest: Any = vars(H2Connection)["open_inbound_streams"].fget
 
     def counted(h2: H2Connection) -> int:
         nonlocal walks

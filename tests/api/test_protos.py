@@ -16,7 +16,7 @@ from google.protobuf.descriptor import (
 )
 
 import holdfast
-from holdfast.api.proto.generate import generate, proto_files
+from holdfast.api.proto.generate import generate, main, proto_files
 
 SOURCE = Path(holdfast.__path__[0]).parent
 FACTS: dict[str, dict[str, Any]] = json.loads((SOURCE / "holdfast/api/wire_facts.json").read_text())
@@ -158,6 +158,21 @@ def test_the_checked_in_python_is_what_the_text_generates(tmp_path: Path) -> Non
         for suffix in ("_pb2.py", "_pb2.pyi"):
             name = path.with_name(path.stem + suffix)
             assert (tmp_path / name).read_text() == (SOURCE / name).read_text(), name
+
+
+def test_the_tool_generates_in_place(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Path] = []
+
+    def pretend(source: Path, target: Path) -> list[Path]:
+        asked.extend([source, target])
+        return []
+
+    monkeypatch.setattr("holdfast.api.proto.generate.generate", pretend)
+    assert main() == 0
+    assert asked == [SOURCE, SOURCE]
+    assert capsys.readouterr().out == "0 files\n"
 
 
 def test_text_that_protoc_refuses_is_an_error(tmp_path: Path) -> None:
