@@ -7,7 +7,7 @@
 So a single supervisor or actor is no bottleneck, and its fall touches a part of the keys.
 """
 
-import zlib
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -31,7 +31,8 @@ class Partitions:
     def index(self, key: str | bytes) -> int:
         """Which partition serves a key: the same in every process, on every day."""
         data = key.encode() if isinstance(key, str) else key
-        return zlib.crc32(data) % self.count
+        digest = hashlib.blake2b(data, digest_size=8).digest()
+        return int.from_bytes(digest) % self.count
 
     def at(self, key: str | bytes) -> NameRef:
         """Whoever serves a key, across restarts."""

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.actors.errors import InvalidArgument
+from holdfast.actors.exits import KILL
 from holdfast.supervision.dynamic import dynamic
 from holdfast.supervision.partition import Partitions
 from holdfast.supervision.supervisor import open_tree
@@ -30,16 +31,14 @@ def test_no_partition_is_no_answer():
 async def test_a_partition_serves_its_keys_across_restarts(system, diary, talk):
     partitions = Partitions("buckets", 3)
     top = await open_tree(partitions.tree(lambda number: dynamic(str(number))))
-    for key in "abcdef":
-        await start_child(partitions.at(key), diary.spec(key))
+    for number in range(30):
+        await start_child(partitions.at(str(number)), diary.spec(str(number)))
     infos = await which_children(top)
     assert [info.id for info in infos] == ["0", "1", "2"]
     served = [len(await which_children(info.ref)) for info in infos]
-    assert sum(served) == 6
+    assert sum(served) == 30
     assert all(served)
     fallen = partitions.at("a").resolve()
-    from holdfast.actors.exits import KILL
-
     fallen.exit(KILL)
     await talk.calm()
     assert partitions.at("a").resolve() is not fallen
