@@ -83,11 +83,13 @@ class Store:
         writes_max: int = 4096,
         group_max: int = 512,
         events_kept_max: int = 65_536,
+        spare_bytes: int = 4 << 20,
     ) -> AsyncGenerator[Store, None]:
         """Open or make the database at `path`; leaving the block finishes and closes it.
 
         At most `writes_max` writes wait at a time; the others wait to be let in. The event log
-        keeps the newest `events_kept_max` events.
+        keeps the newest `events_kept_max` events. With less than `spare_bytes` left on the disk
+        new records are refused, but deletes and changes go on.
         """
         store = cls(path, writes_max)
         token = trio.lowlevel.current_trio_token()
@@ -99,7 +101,7 @@ class Store:
                 pass  # nobody is left to be told; the commit stands
 
         store._writer = await Writer.spawn(
-            path, store._pending, deliver, group_max, events_kept_max
+            path, store._pending, deliver, group_max, events_kept_max, spare_bytes
         )
         try:
             # No deadline: a large database takes as long as it takes to load.

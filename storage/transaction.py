@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import cbor2
 
-from ..actors.errors import DataLoss
+from ..actors.errors import DataLoss, ResourceExhausted
 from .database import Database, Journal, Record, Row, decode_record, encode
 from .events import Event
 
@@ -22,6 +22,10 @@ from .events import Event
 MAKES_NAMESPACE = frozenset(
     {"container", "image", "lease", "content", "snapshot", "ingest", "sandbox"}
 )
+
+
+# How processes end is recorded also when space is scarce.
+ALWAYS_KEPT = frozenset({"task", "exec", "exit"})
 
 
 class Change(NamedTuple):
@@ -40,6 +44,8 @@ class Transaction:
     _database: Database
     now_ns: int = field(default_factory=time.time_ns)
     """The time of this job, for created_at and updated_at."""
+    frugal: bool = False
+    """Space is scarce: new records are refused with `ResourceExhausted`."""
     changes: list[Change] = field(default_factory=list[Change])
     events: list[Event] = field(default_factory=list[Event])
 
@@ -53,6 +59,8 @@ class Transaction:
 
     def put(self, kind: str, namespace: str, key: str, value: Record) -> None:
         """Write the record whole. Its namespace comes into being where containerd's would."""
+        if self.frugal and kind not in ALWAYS_KEPT and not self.exists(kind, namespace, key):
+            raise ResourceExhausted("store: no space left on device")
         if kind in MAKES_NAMESPACE and not self.exists("namespace", "", namespace):
             self._put("namespace", "", namespace, {"labels": {}})
         self._put(kind, namespace, key, value)

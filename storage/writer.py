@@ -24,6 +24,7 @@ from ..actors.threads import ThreadActor
 from .database import Damaged, Database, Record
 from .events import Event
 from .salvage import FAILURES, is_damage, salvage
+from .spare import Spare
 from .transaction import Change, Transaction
 
 
@@ -121,6 +122,7 @@ class Writer(ThreadActor):
         deliver: Callable[[Committed], None],
         group_max: int,
         events_kept_max: int,
+        spare_bytes: int,
     ) -> None:
         super().__init__()
         self._path = path
@@ -128,6 +130,7 @@ class Writer(ThreadActor):
         self._deliver = deliver
         self._group_max = group_max
         self._events_kept_max = events_kept_max
+        self._spare = Spare(path.with_name(path.name + ".spare"), spare_bytes)
         self._database: Database | None = None
         self._fault: StoreFault | None = None
         self._first_seq = 1
@@ -169,6 +172,7 @@ class Writer(ThreadActor):
             database.close()
             raise
         self._database = database
+        self._spare.hold()
         return Loaded(
             records=records,
             damaged=damaged,
@@ -178,6 +182,7 @@ class Writer(ThreadActor):
 
     def _drain(self) -> None:
         while jobs := self._pending.take(self._group_max):
+            self._spare.hold()
             live = [job for job in jobs if not job.withdrawn]
             if live:
                 self._deliver(self._commit(live))
@@ -188,19 +193,51 @@ class Writer(ThreadActor):
         try:
             return self._commit_group(self._database, jobs)
         except sqlite3.Error as error:
-            self._undo(self._database)
-            full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
-            if not full:
-                # What the file holds now is known only after it has been opened anew.
-                self._fault = StoreFault(f"{self._path}: {error}")
-                self._fault.__cause__ = error
-                return self._failed(jobs, self._fault)
-            if len(jobs) == 1:
-                return self._failed(jobs, ResourceExhausted("store: no space left on device"))
+            if not self._is_full(self._database, error):
+                return self._failed(jobs, self._fault_of(error))
         # One large job must not take the small ones with it: each tries alone.
         for job in jobs[:-1]:
-            self._deliver(self._commit([job]))
-        return self._commit(jobs[-1:])
+            self._deliver(self._commit_alone(self._database, job))
+        return self._commit_alone(self._database, jobs[-1])
+
+    def _commit_alone(self, database: Database, job: Job) -> Committed:
+        for make_room in (False, True):
+            if self._fault is not None:
+                return self._failed([job], self._fault)
+            if make_room:
+                self._make_room(database)
+            try:
+                return self._commit_group(database, [job])
+            except sqlite3.Error as error:
+                if not self._is_full(database, error):
+                    return self._failed([job], self._fault_of(error))
+            finally:
+                # When it was the job that was too large, there is space for the others.
+                self._spare.hold(at_once=True)
+        return self._failed([job], ResourceExhausted("store: no space left on device"))
+
+    def _is_full(self, database: Database, error: sqlite3.Error) -> bool:
+        """Undo what failed. False when it was not for want of space, or cannot be undone."""
+        try:
+            if database.connection.in_transaction:
+                database.connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            return False
+        return getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
+
+    def _fault_of(self, error: sqlite3.Error) -> StoreFault:
+        # What the file holds now is known only after it has been opened anew.
+        self._fault = StoreFault(f"{self._path}: {error}")
+        self._fault.__cause__ = error
+        return self._fault
+
+    def _make_room(self, database: Database) -> None:
+        self._spare.give()
+        try:
+            # The log is folded into the file and begins anew where it has its space already.
+            database.connection.execute("PRAGMA wal_checkpoint(RESTART)")
+        except sqlite3.Error:
+            pass  # the next commit shows whether there is room
 
     def _commit_group(self, database: Database, jobs: Sequence[Job]) -> Committed:
         changes: list[Change] = []
@@ -208,7 +245,7 @@ class Writer(ThreadActor):
         execute = database.connection.execute
         execute("BEGIN IMMEDIATE")
         for job in jobs:
-            transaction = Transaction(database)
+            transaction = Transaction(database, frugal=not self._spare.held)
             execute("SAVEPOINT job")
             try:
                 job.result, job.error = job.work(transaction), None
@@ -237,13 +274,6 @@ class Writer(ThreadActor):
         first_seq = last_seq - self._events_kept_max + 1
         database.trim_events(first_seq)
         return first_seq
-
-    def _undo(self, database: Database) -> None:
-        try:
-            if database.connection.in_transaction:
-                database.connection.execute("ROLLBACK")
-        except sqlite3.Error as error:
-            self._fault = StoreFault(f"{self._path}: {error}")
 
     def _failed(self, jobs: Sequence[Job], error: Exception) -> Committed:
         for job in jobs:
