@@ -134,7 +134,9 @@ class Worker(Actor):
         assert self._process is not None
         assert self._stream is not None
         try:
-            await trio.sleep_forever()
+            await self._process.wait()
+            # Found dead while idle: whoever needs a worker next gets another.
+            self.ref.shutdown()
         finally:
             with trio.CancelScope(shield=True):
                 # An idle worker reads the end of the stream and leaves by itself; a busy one's
