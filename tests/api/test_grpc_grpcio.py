@@ -1,7 +1,7 @@
 """grpcio, which shares no line with us, as client of our server and server of our client."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -84,10 +84,11 @@ async def in_thread(work: Any) -> Any:
 
 
 @pytest.fixture
-def client(house: Any) -> Iterator[Client]:
+async def client(house: Any) -> AsyncIterator[Client]:
     client = Client(house.path)
     yield client
-    client.channel.close()
+    # In a thread: it waits for its last write, so the server must go on reading.
+    await in_thread(client.channel.close)
 
 
 async def test_unary_and_metadata(house: Any, client: Client) -> None:
@@ -201,7 +202,7 @@ async def test_keepalive_pings_are_answered(house: Any) -> None:
     await trio.sleep(0.7)
     house.released.set()
     assert await in_thread(lambda: list(call)) == []
-    client.channel.close()
+    await in_thread(client.channel.close)
 
 
 async def test_gzip_is_refused_and_identity_served(house: Any, client: Client) -> None:
