@@ -14,12 +14,14 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from ..actors.errors import InvalidArgument
-from .proto import events_pb2 as _events  # its messages enter the pool
+from .proto import cgroups_v1_pb2, cgroups_v2_pb2, events_pb2
+from .proto.services import images_pb2
 
 SPEC_URL: Final = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 PROCESS_URL: Final = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 NS_PER_S: Final = 1_000_000_000
-EVENTS_FILE: Final = _events.DESCRIPTOR.name
+# Messages are found by name in protobuf's pool: those that are packed here must have entered it.
+POOLED: Final = (cgroups_v1_pb2, cgroups_v2_pb2, events_pb2, images_pb2)
 
 
 def timestamp(ns: int) -> Timestamp | None:

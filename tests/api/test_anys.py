@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from holdfast.actors.errors import InvalidArgument
 from holdfast.api.anys import nanoseconds, pack, timestamp, type_name, unpack
 from holdfast.api.proto import cgroups_v1_pb2, events_pb2, runc_pb2
+from holdfast.api.proto.services import images_pb2
 
 
 @given(st.integers(min_value=1, max_value=2**62))
@@ -43,8 +44,8 @@ def test_moments_labels_and_anys_are_packed_where_a_message_stands() -> None:
     assert events_pb2.TaskExit.FromString(exited.value).exited_at == Timestamp(
         seconds=1, nanos=500_000_000
     )
-    image = pack("containerd.events.ImageCreate", {"name": "n", "labels": {"a": "b"}})
-    assert dict(events_pb2.ImageCreate.FromString(image.value).labels) == {"a": "b"}
+    image = pack("containerd.services.images.v1.ImageCreate", {"name": "n", "labels": {"a": "b"}})
+    assert dict(images_pb2.ImageCreate.FromString(image.value).labels) == {"a": "b"}
     runtime = {"name": "r", "options": {"type_url": "t", "value": b"v"}}
     made = pack("containerd.events.ContainerCreate", {"id": "c", "runtime": runtime})
     assert events_pb2.ContainerCreate.FromString(made.value).runtime.options == AnyMessage(
