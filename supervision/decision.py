@@ -85,15 +85,11 @@ def plan(strategy: Strategy, specs: Iterable[ChildSpec], fallen: str) -> Plan:
 
     Stops run against the start order. A temporary sibling that is stopped is not started again.
     """
+    if strategy is Strategy.ONE_FOR_ONE:
+        return Plan((), (), (fallen,))
     group = list(specs)
-    ids = [spec.id for spec in group]
-    match strategy:
-        case Strategy.ONE_FOR_ONE:
-            return Plan((), (), (fallen,))
-        case Strategy.ONE_FOR_ALL:
-            pass
-        case Strategy.REST_FOR_ONE:
-            group = group[ids.index(fallen) :]
+    if strategy is Strategy.REST_FOR_ONE:
+        group = group[[spec.id for spec in group].index(fallen) :]
     return Plan(
         stop=[spec.id for spec in reversed(group) if spec.id != fallen],
         forget=[spec.id for spec in group if spec.restart is Restart.TEMPORARY],

@@ -193,7 +193,8 @@ class DynamicSupervisor(Keeper):
     async def _take_away(self, held: Loose, ended: "Future[None]") -> None:
         try:
             await self.stop_one(held)
-            self.children.pop(held.spec.id, None)
+            if self.children.get(held.spec.id) is held:
+                del self.children[held.spec.id]
         finally:
             ended.set()  # at the latest when this supervisor ends, and the child with it
 
@@ -201,6 +202,7 @@ class DynamicSupervisor(Keeper):
 
     def on_receive(self, message: Message) -> Any:
         """Answer a verb; nothing here waits."""
+        self.check_message(message, Message)
         match message:
             case StartChild(spec=spec):
                 return self._start_new(as_spec(spec))

@@ -13,12 +13,14 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import UnionType
 from typing import Any
 
 import structlog
 import trio
 
 from ..actors.actor import Actor
+from ..actors.errors import InvalidArgument
 from ..actors.exits import KILL, Exit, Kind, StartFailed, StopActor
 from ..actors.message import ExitSignal
 from ..actors.reference import Ref
@@ -197,6 +199,11 @@ class Keeper(Actor):
         if held is not None:
             held.ref, held.state = None, ChildState.STOPPED
         return held
+
+    def check_message(self, message: Any, known: UnionType) -> None:
+        """Refuse a stray message: it must not end a supervisor, and with it all its children."""
+        if not isinstance(message, known):
+            raise InvalidArgument(f"{self.label}: not a supervisor's message: {type(message)}")
 
     def heed(self, signal: ExitSignal) -> None:
         """A signal that is no child's end: the parent's or an order is obeyed, others are not."""

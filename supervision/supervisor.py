@@ -23,7 +23,7 @@ from typing import Any, assert_never
 import trio
 
 from ..actors.errors import AlreadyExists, FailedPrecondition, NotFound
-from ..actors.exits import SHUTDOWN, Exit, Kind, StopActor
+from ..actors.exits import SHUTDOWN, ActorExited, Exit, Kind, StopActor
 from ..actors.message import ExitSignal
 from ..actors.reference import Ref
 from .decision import Step, ends_supervisor, next_step, plan
@@ -203,7 +203,7 @@ class Supervisor(Keeper):
 
     async def _restart(self, fallen: Held) -> None:
         """Carry out one granted restart."""
-        todo = plan(self.strategy, [h.spec for h in self.children.values()], fallen.spec.id)
+        todo = plan(self.strategy, (h.spec for h in self.children.values()), fallen.spec.id)
         for child_id in todo.stop:
             await self.stop_one(self.children[child_id])
         for child_id in todo.forget:
@@ -251,7 +251,10 @@ class Supervisor(Keeper):
     def _tell_later(self, delay_s: float, message: TryAgain | Resume) -> None:
         async def tell() -> None:
             await trio.sleep(delay_s)
-            await self.ref.send(message)
+            try:
+                await self.ref.send(message)
+            except ActorExited:
+                pass  # it is stopping its children now; there is nothing left to restart
 
         self.spawn_task(tell)
 
@@ -259,6 +262,7 @@ class Supervisor(Keeper):
 
     async def on_receive(self, message: Message) -> Any:
         """Answer a verb, or go on with a restart."""
+        self.check_message(message, Message)
         match message:
             case StartChild(spec=spec):
                 return await self._start_new(as_spec(spec))

@@ -13,6 +13,7 @@ from holdfast.actors.errors import (
     NotFound,
 )
 from holdfast.actors.exits import KILL, SHUTDOWN, Exit, Kind, StartFailed
+from holdfast.supervision.dynamic import DynamicSupervisor
 from holdfast.supervision.keeper import ChildState, Counts, stop
 from holdfast.supervision.spec import (
     BRUTALLY,
@@ -641,7 +642,27 @@ async def test_shutdown_does_not_wait_for_a_backoff(system, diary, talk):
     assert trio.current_time() < 0.5
 
 
+async def test_a_backoff_that_ends_during_a_long_stop_changes_nothing(system, diary, talk):
+    diary.stop_takes_s["b"] = 4.0
+    sup = await Supervisor.spawn(diary.specs("ab"), intensity=OFTEN, backoff=STEADY)
+    await talk.harm(sup, "a")
+    diary.take()
+    sup.shutdown()
+    assert await sup.wait_exit() == SHUTDOWN
+    assert diary.take() == ["-b"]
+    assert trio.current_time() == pytest.approx(4.0)
+
+
 # -- odds and ends
+
+
+@pytest.mark.parametrize("kind", [Supervisor, DynamicSupervisor])
+async def test_a_stray_message_is_refused_and_ends_nobody(system, kind):
+    sup = await kind.spawn()
+    sup.tell("stray")
+    with pytest.raises(InvalidArgument):
+        await sup.call("stray")
+    assert sup.is_alive()
 
 
 async def test_stop_tells_whether_it_was_obeyed(system, diary):

@@ -3,6 +3,7 @@
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.actors.actor import Actor
-from holdfast.actors.exits import KILL
+from holdfast.actors.errors import AlreadyExists, NotFound
+from holdfast.actors.exits import KILL, StartFailed
 from holdfast.actors.system import System
 from holdfast.supervision.dynamic import DynamicSupervisor, dynamic
 from holdfast.supervision.keeper import ChildState, Keeper
@@ -21,7 +23,7 @@ from holdfast.supervision.report import crash_log
 from holdfast.supervision.spec import Backoff, ChildSpec, Intensity, Strategy, Tree
 from holdfast.supervision.supervisor import GAVE_UP, open_tree
 from holdfast.supervision.tree import Node, look
-from holdfast.supervision.verbs import start_child
+from holdfast.supervision.verbs import start_child, terminate_child, which_children
 
 BOUNDLESS = Intensity(restarts=10**6, within_s=1.0)
 QUICK = Backoff(first_s=0.01, factor=2.0, cap_s=0.5, jitter=0.5)
@@ -187,6 +189,42 @@ def test_a_dynamic_supervisor_keeps_exactly_its_children(seed, steps):
         keeper = sup.cell.actor
         assert isinstance(keeper, Keeper)
         assert len(keeper.by_ref) == 10
+
+    live(run)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32), callers=st.integers(1, 6))
+def test_callers_at_odds_leave_a_dynamic_supervisor_consistent(seed, callers):
+    async def run(system: System) -> None:
+        world = World(seed)
+        world.start_fails = 0.2
+        chance = world.chance
+        sup = await DynamicSupervisor.spawn(intensity=BOUNDLESS, backoff=QUICK)
+
+        async def call() -> None:
+            for _ in range(15):
+                child_id = chance.choice("abc")
+                await trio.sleep(chance.choice([0, 0, 0.01]))
+                with suppress(AlreadyExists, NotFound, StartFailed):
+                    match chance.randrange(3):
+                        case 0:
+                            await terminate_child(sup, child_id)
+                        case 1:
+                            await start_child(sup, world.leaf(child_id, "d"))
+                        case _:
+                            chance.choice(list(system.cells)).ref.cast("crash")
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(callers):
+                nursery.start_soon(call)
+        await trio.sleep(60)
+        infos = await which_children(sup)
+        assert {info.state for info in infos} <= {ChildState.RUNNING}
+        assert len(system.cells) == 1 + len(infos)
+        for info in infos:
+            await terminate_child(sup, info.id)
+        assert len(system.cells) == 1
 
     live(run)
 
