@@ -283,6 +283,8 @@ class Snapshots:
     async def cleanup(self) -> None:
         """Return once what removed snapshots left on the disk is gone."""
         while self._lost or self._reclaiming:
+            if self._keeper is None or not self._keeper.ref.is_alive():
+                raise Unavailable(f"snapshotter {self.name}: not running")
             await self._clean.wait()
         await trio.lowlevel.checkpoint()
 
@@ -486,7 +488,8 @@ class Snapshots:
                     raise Unavailable(f"snapshotter {self.name}: not running")
                 actor = await SnapshotActor.spawn(self, place, parent=self._keeper)
                 self._actors[place] = actor
-        if not lock.statistics().tasks_waiting:
+        # A waiter holds it by now, if there was one.
+        if not lock.locked():
             self._starting.pop(place, None)
         return actor
 

@@ -556,6 +556,9 @@ def _grow(root: Path, steps: list[tuple[list[str], str]], chance: random.Random)
     made: list[Path] = []
     for parts, kind in steps:
         path = root.joinpath(*parts)
+        if os.path.lexists(path):
+            # Opening it anew might reach a device or wait on a FIFO.
+            continue
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if kind == "file":
@@ -568,7 +571,7 @@ def _grow(root: Path, steps: list[tuple[list[str], str]], chance: random.Random)
             elif kind == "fifo":
                 os.mkfifo(path)
             elif kind == "device":
-                os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, chance.randrange(2, 9)))
+                os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(chance.choice([200, 4000]), 70_000))
             elif made:
                 target = chance.choice(made)
                 if not target.is_dir() or target.is_symlink():
