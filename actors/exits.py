@@ -88,8 +88,8 @@ class StopActor(Exception):
 class ActorExited(pykka.ActorDeadError):
     """The actor was dead, or ended before it answered."""
 
-    def __init__(self, target: object, reason: Exit) -> None:
-        super().__init__(f"{target} has ended: {reason}")
+    def __init__(self, target: object, reason: Exit, text: str | None = None) -> None:
+        super().__init__(text or f"{target} has ended: {reason}")
         self.target = target
         self.reason = reason
 

@@ -59,7 +59,7 @@ class Ref(pykka.ActorRef[Any], Generic[A_co]):
     def tell(self, message: Any) -> None:
         """Send, and go on. Raises ActorExited when dead, MailboxFull at the bound."""
         if self.actor_stopped.up:
-            raise ActorExited(self, self.cell.exit or NOPROC)
+            raise ActorExited(self, self.cell.exit or NOPROC, f"{self} not found")
         self.actor_inbox.put(Envelope(message))
 
     def cast(self, message: Any) -> None:

@@ -44,6 +44,7 @@ class System:
         self.nursery: trio.Nursery
         self.cells: dict[Cell, None] = {}  # in start order
         self.closed = False
+        self.opened_at_s = trio.current_time()
         self._names: dict[str, Ref[Any]] = {}
         self._name_waiters: dict[str, trio.Event] = {}
         self._ingress: deque[tuple[Callable[[Any], None], Any]] = deque()
