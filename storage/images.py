@@ -153,7 +153,7 @@ class Images:
 def delete_image(tx: Transaction, namespace: str, name: str) -> None:
     """Delete the record and tell of it."""
     tx.delete("image", namespace, name)
-    tx.emit(namespace, "/images/delete", "containerd.events.ImageDelete", {"name": name})
+    tx.emit(namespace, "/images/delete", "containerd.services.images.v1.ImageDelete", {"name": name})
 
 
 def masked_image(old: Image, new: Image, paths: Sequence[str]) -> Image:
@@ -260,6 +260,6 @@ def _emit(tx: Transaction, namespace: str, verb: str, event: str, image: Image) 
     tx.emit(
         namespace,
         f"/images/{verb}",
-        f"containerd.events.{event}",
+        f"containerd.services.images.v1.{event}",
         {"name": image.name, "labels": dict(image.labels)},
     )

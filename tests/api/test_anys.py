@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -8,6 +10,11 @@ from holdfast.actors.errors import InvalidArgument
 from holdfast.api.anys import nanoseconds, pack, timestamp, type_name, unpack
 from holdfast.api.proto import cgroups_v1_pb2, events_pb2, runc_pb2
 from holdfast.api.proto.services import images_pb2
+from holdfast.api.services.events import to_envelope
+from holdfast.storage.containers import Container, Containers, Opaque, Runtime
+from holdfast.storage.images import Descriptor, Image, Images
+from holdfast.storage.namespaces import Namespaces
+from holdfast.storage.store import Store
 
 
 @given(st.integers(min_value=1, max_value=2**62))
@@ -81,3 +88,26 @@ def test_a_message_is_unpacked_by_its_name_with_or_without_a_host() -> None:
     assert type_name("a/b/c.D") == "c.D"
     with pytest.raises(InvalidArgument, match="is expected"):
         unpack(AnyMessage(type_url="else"), runc_pb2.Options)
+
+
+async def test_every_event_that_records_emit_is_a_message_that_clients_know(tmp_path: Path) -> None:
+    async with Store.open(tmp_path / "db") as store:
+        namespaces, images, containers = Namespaces(store), Images(store), Containers(store)
+        await namespaces.create("n", {"a": "b"})
+        await namespaces.update("n", {"a": "c"})
+        target = Descriptor(media_type="m", digest="sha256:" + "0" * 64, size=1)
+        image = Image(name="i", target=target, labels={"a": "b"})
+        await images.create("n", image)
+        await images.update("n", image)
+        await images.delete("n", "i")
+        spec = Opaque(type_url="s", value=b"{}")
+        runtime = Runtime(name="r", options=Opaque(type_url="o", value=b""))
+        container = Container(id="c", runtime=runtime, spec=spec, labels={"a": "b"})
+        await containers.create("n", container)
+        await containers.update("n", container, ["labels"])
+        await containers.delete("n", "c")
+        await namespaces.delete("n")
+        events = await store.events.read(0)
+    assert len(events) == 9
+    for event in events:
+        assert to_envelope(event).event.value
