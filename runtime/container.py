@@ -54,13 +54,7 @@ GONE_WITHIN_S: Final = 5.0
 POLL_FIRST_S: Final = 0.001
 POLL_MAX_S: Final = 0.05
 
-IGNORED_BY_US: Final = (
-    signal.SIGPIPE,
-    signal.SIGXFSZ,
-    signal.SIGHUP,
-    signal.SIGINT,
-    signal.SIGTERM,
-)
+SIGNALS_RESET: Final = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 
 Emit = Callable[[Mapping[str, Any]], None]
 Sealed = Mapping[str, int]
@@ -351,12 +345,10 @@ class Container:
 
     def _starting_identity(self, exec_id: str) -> procfs.Identity | None:
         first = self.processes[""]
-        try:
-            pid = int(Path(self._bundle, f"exec-{exec_id}.pid").read_text())
-        except (FileNotFoundError, ValueError):
-            return None
+        pid = _read_pid(f"{self._bundle}/exec-{exec_id}.pid")
         # The pid may be another's by now: only one in this very container is taken.
-        if procfs.cgroup_paths(pid) != procfs.cgroup_paths(first.pid):
+        paths = procfs.cgroup_paths(pid)
+        if not paths or paths != procfs.cgroup_paths(first.pid):
             return None
         return procfs.identity(pid)
 
@@ -506,22 +498,7 @@ class Container:
         """Runs the runtime to its end; Unknown with its words when it fails."""
         self._log_number += 1
         log = f"{self._bundle}/runtime-{self._log_number}.log"
-        sealed = self._sealed.get(self._chosen.program)
-        program = self._chosen.program if sealed is None else f"/proc/self/fd/{sealed}"
-        try:
-            pid = os.posix_spawn(
-                program,
-                command(log),
-                os.environ,
-                file_actions=[
-                    (os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in enumerate(descriptors)
-                ],
-                setpgroup=0,
-                # What Python or we ignore is inherited, by the container too.
-                setsigdef=IGNORED_BY_US,
-            )
-        except OSError as error:
-            raise Unknown(f"OCI runtime {verb} failed: {error}: unknown") from error
+        pid = self._execute(verb, command(log), descriptors)
         self.runtime_spawns += 1
         self._spawning += 1
         over = False
@@ -545,6 +522,24 @@ class Container:
                 os.unlink(log)
             except FileNotFoundError:
                 pass
+
+    def _execute(self, verb: str, words: list[str], descriptors: tuple[int, int, int]) -> int:
+        sealed = self._sealed.get(self._chosen.program)
+        program = self._chosen.program if sealed is None else f"/proc/self/fd/{sealed}"
+        actions = [(os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in enumerate(descriptors)]
+        try:
+            return os.posix_spawn(
+                program,
+                words,
+                os.environ,
+                file_actions=actions,
+                setpgroup=0,
+                # What is ignored, by Python or us or our parent, would be by the container too.
+                setsigdef=SIGNALS_RESET,
+                setsigmask=(),
+            )
+        except OSError as error:
+            raise Unknown(f"OCI runtime {verb} failed: {error}: unknown") from error
 
     def _forget_unclaimed(self) -> None:
         if not self._spawning:
@@ -621,7 +616,7 @@ class Container:
         self._unwatch_memory()
         if self._chosen.can_be_removed_by_us(self.id, self._config):
             shutil.rmtree(self._chosen.state_directory(self.id), ignore_errors=True)
-        elif os.path.exists(self._chosen.state_directory(self.id)):
+        elif self._chosen.has_state(self.id):
             await self._run_plain("delete", ["delete", "--force", self.id], within_s)
         # Also after the runtime's own delete, which may leave one behind.
         await self._until(lambda: not cgroup.remove(self.directories), GONE_WITHIN_S)
@@ -642,15 +637,11 @@ class Container:
 
     async def _undo_create(self, process: Process, pid_file: str) -> None:
         """After a create that failed, or whose shim died in it: nothing remains."""
-        directories: dict[str, str] = {}
         if process.pidfd is not None:
             signal.pidfd_send_signal(process.pidfd, signal.SIGKILL)
-        try:
-            directories = cgroup.directories(int(Path(pid_file).read_text()))
-        except (FileNotFoundError, ValueError):
-            directories = dict(self.directories)
+        directories = cgroup.directories(_read_pid(pid_file)) or dict(self.directories)
         runtime = self._runtime
-        if runtime is not None and os.path.exists(runtime.state_directory(self.id)):
+        if runtime is not None and runtime.has_state(self.id):
             try:
                 await self._run_plain("delete", ["delete", "--force", self.id], GONE_WITHIN_S)
             except Unknown:
@@ -735,6 +726,14 @@ class Container:
             os.unlink(f"{self._bundle}/{name}")
         except FileNotFoundError:
             pass
+
+
+def _read_pid(path: str) -> int:
+    """The pid in a pid file; 0, which is no process, when there is none."""
+    try:
+        return int(Path(path).read_text())
+    except (FileNotFoundError, ValueError):
+        return 0
 
 
 def _release(fifo: str) -> None:

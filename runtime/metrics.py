@@ -1,12 +1,11 @@
 """Metrics: what a container's cgroups count, under the names of containerd's messages.
 
-`read_metrics` gives plain maps whose keys are the fields of io.containerd.cgroups.v1.Metrics or of
+`read` gives plain maps whose keys are the fields of io.containerd.cgroups.v1.Metrics or of
 v2.Metrics; the API makes the message. A file that the kernel does not offer leaves its fields out.
 """
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -114,19 +113,11 @@ _BLKIO_FILES: Final[Mapping[str, Sequence[str]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Metrics:
-    """What was read: the version tells which message the fields are of."""
-
-    version: int
-    fields: Mapping[str, Any]
-
-
-def read_metrics(directories: Directories) -> Metrics:
-    """What the cgroups of one container count now."""
+def read(directories: Directories) -> tuple[int, dict[str, Any]]:
+    """What the cgroups of one container count now: V1 or V2, and the fields of that message."""
     if UNIFIED_KEY in directories and len(directories) == 1:
-        return Metrics(V2, read_v2(Path(directories[UNIFIED_KEY])))
-    return Metrics(V1, read_v1({key: Path(path) for key, path in directories.items()}))
+        return V2, read_v2(Path(directories[UNIFIED_KEY]))
+    return V1, read_v1({key: Path(path) for key, path in directories.items()})
 
 
 def read_v1(at: Mapping[str, Path]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from ..actors.errors import InvalidArgument, NotFound
 from . import procfs
@@ -65,6 +65,10 @@ class Runtime:
         """Where the runtime keeps this container's state."""
         return f"{self.root}/{id}"
 
+    def has_state(self, id: str) -> bool:
+        """Whether the runtime knows the container."""
+        return os.path.exists(self.state_directory(id))
+
     def exec_fifo(self, id: str) -> str | None:
         """The FIFO that takes the byte which starts the container; None when this is not crun.
 
@@ -103,8 +107,9 @@ def failure(log: str, status: int) -> str:
             entry = json.loads(line)
         except ValueError:
             continue
-        if isinstance(entry, dict) and entry.get("level") in ("error", "fatal", None):
-            message = str(entry.get("msg", "")) or message
+        fields = _object(entry)
+        if fields.get("level") in ("error", "fatal", None):
+            message = str(fields.get("msg", "")) or message
     if message:
         return message
     code = os.waitstatus_to_exitcode(status)
@@ -119,18 +124,19 @@ def parse(config: bytes, about: str) -> dict[str, Any]:
         raise InvalidArgument(f"{about}: {error}") from error
     if not isinstance(parsed, dict):
         raise InvalidArgument(f"{about}: not a JSON object")
-    return parsed
+    return cast("dict[str, Any]", parsed)
 
 
 def hooks(config: Mapping[str, Any], kind: str) -> Sequence[Any]:
     """The hooks of one kind in a config."""
-    return (config.get("hooks") or {}).get(kind) or ()
+    return cast("Sequence[Any]", _object(config.get("hooks")).get(kind) or ())
 
 
 def has_pid_namespace(config: Mapping[str, Any]) -> bool:
     """Whether the kernel kills the container's processes with its first one."""
-    namespaces = (config.get("linux") or {}).get("namespaces") or ()
-    return any(one.get("type") == "pid" and not one.get("path") for one in namespaces)
+    namespaces = cast("Sequence[Any]", _object(config.get("linux")).get("namespaces") or ())
+    found = [_object(one) for one in namespaces]
+    return any(one.get("type") == "pid" and not one.get("path") for one in found)
 
 
 def clamp_oom_score(process: dict[str, Any]) -> bool:
@@ -143,3 +149,7 @@ def clamp_oom_score(process: dict[str, Any]) -> bool:
         return False
     process["oomScoreAdj"] = ours
     return True
+
+
+def _object(value: object) -> dict[str, Any]:
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}

@@ -49,7 +49,7 @@ def config(args: Sequence[str], cgroups_path: str, **changes: Any) -> dict[str, 
         "args": list(args),
         "env": ["PATH=/bin", "TERM=xterm"],
         "cwd": "/",
-        "capabilities": {kind: CAPABILITIES for kind in ("bounding", "effective", "permitted")},
+        "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), CAPABILITIES),
         "noNewPrivileges": True,
     }
     if "oom_score_adj" in changes:
