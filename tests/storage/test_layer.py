@@ -556,8 +556,9 @@ def _grow(root: Path, steps: list[tuple[list[str], str]], chance: random.Random)
     made: list[Path] = []
     for parts, kind in steps:
         path = root.joinpath(*parts)
-        if os.path.lexists(path):
-            # Opening it anew might reach a device or wait on a FIFO.
+        within = [parent for parent in path.parents if parent.is_relative_to(root)]
+        if os.path.lexists(path) or any(parent.is_symlink() for parent in within):
+            # Opening it anew might wait on a FIFO, and a symlink leads out of the tree.
             continue
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -577,8 +578,6 @@ def _grow(root: Path, steps: list[tuple[list[str], str]], chance: random.Random)
                 if not target.is_dir() or target.is_symlink():
                     os.link(target, path, follow_symlinks=False)
         except (FileExistsError, NotADirectoryError, IsADirectoryError):
-            continue
-        except FileNotFoundError:
             continue
         if path.is_symlink() or path.exists():
             made.append(path)
