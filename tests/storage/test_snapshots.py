@@ -16,6 +16,7 @@ from holdfast.storage.leases import Leases
 from holdfast.storage.native import Native
 from holdfast.storage.overlay import Overlay
 from holdfast.storage.snapshots import Driver, SnapshotKeeper, Snapshots
+from holdfast.storage.snapshotter import Kind
 from holdfast.storage.store import Store
 from holdfast.storage.workers import Workers
 
@@ -226,4 +227,16 @@ async def test_without_its_keeper_it_says_so_and_serves_again_after_a_restart(
         await SnapshotKeeper.spawn(s)
         await s.prepare(NS, "b", "")
         assert [info.name for info in s.walk(NS)] == ["a", "b"]
+        await workers.close()
+
+
+@pytest.mark.root
+async def test_overlay_is_only_offered_where_it_works(tmp_path: Path) -> None:
+    async with System.open():
+        workers = Workers(1)
+        driver = await Overlay.probe(tmp_path, workers)
+        assert driver is not None
+        [mount] = driver.mounts(tmp_path / "2", Kind.ACTIVE, [tmp_path / "1"])
+        assert mount.options[0] == "index=off"
+        assert await Overlay.probe(tmp_path / "a:b", workers) is None
         await workers.close()
