@@ -13,8 +13,9 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 from types import UnionType
-from typing import Any
+from typing import Any, Final
 
 import structlog
 import trio
@@ -29,6 +30,9 @@ from .report import crash_log, crash_report
 from .spec import Backoff, ChildKind, ChildSpec, Intensity
 
 log = structlog.get_logger("supervision")
+
+CHILDREN_TOLD: Final = 50
+"""How many children a supervisor names when it describes itself."""
 
 
 class ChildState(StrEnum):
@@ -223,8 +227,10 @@ class Keeper(Actor):
 
     def describe_state(self) -> str:
         """The state in a line for crash reports and the observer."""
-        held = self.all_held().values()
-        return ", ".join(f"{one.spec.id}: {one.state}" for one in list(held)[:50])
+        every = self.all_held().values()
+        text = ", ".join(f"{held.spec.id}: {held.state}" for held in islice(every, CHILDREN_TOLD))
+        more = len(every) - CHILDREN_TOLD
+        return text if more <= 0 else f"{text}, and {more} more"
 
     def delay_s(self, held: Held) -> float:
         """Count one more restart of a child; how long to wait before it."""

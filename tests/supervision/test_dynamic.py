@@ -331,6 +331,9 @@ async def test_its_state_is_told_in_a_line(system, diary):
     sup = await DynamicSupervisor.spawn()
     await start_child(sup, diary.spec("a"))
     assert sup.cell.actor.describe_state() == "a: running"
+    for number in range(60):
+        await start_child(sup, diary.spec(str(number)))
+    assert sup.cell.actor.describe_state().endswith("48: running, and 11 more")
 
 
 async def test_the_cost_of_a_child_does_not_grow_with_their_number(system, diary):
