@@ -4,11 +4,9 @@ Ready is told to systemd by sd_notify (systemd's sd_notify(3)) once the socket a
 signal ends the daemon at once; containers run on in either case.
 """
 
-import logging
 import os
 import signal
 import socket
-import sys
 from pathlib import Path
 
 import click
@@ -19,9 +17,8 @@ from ..actors.errors import Refusal
 from .config import Config, load
 from .host import open_host
 from .identity import VERSION
+from .log import set_up_logging
 from .sockets import serving
-
-LEVELS = {"debug": 10, "info": 20, "warn": 30, "error": 40}
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("holdfastd")
 
@@ -84,27 +81,6 @@ def notify(state: str) -> None:
             sock.sendto(state.encode(), target)
     except OSError as error:
         log.warning("daemon.notify_failed", address=address, reason=str(error))
-
-
-def set_up_logging(level: str) -> None:
-    """Lines of fields on stderr: for people on a terminal, JSON elsewhere."""
-    number = LEVELS[level]
-    logging.basicConfig(level=number, stream=sys.stderr, format="%(name)s: %(message)s")
-    logging.getLogger("hpack").setLevel(logging.WARNING)  # it tells of every header's every bit
-    terminal = sys.stderr.isatty()
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.StackInfoRenderer(),
-            structlog.dev.ConsoleRenderer() if terminal else structlog.processors.dict_tracebacks,
-            *([] if terminal else [structlog.processors.JSONRenderer()]),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import structlog
 import trio
 
 from ..actors.actor import Actor
@@ -61,6 +62,7 @@ from ..supervision.tree import Node, look
 from ..supervision.verbs import start_child
 from .config import Config, load
 from .identity import lasting_uuid
+from .log import set_up_logging
 from .tree import EXECS, INGESTS, TASKS, WORKERS, host_tree
 
 DIRECTORY_MODE = 0o700
@@ -329,6 +331,8 @@ async def open(
     **settings: Any,
 ) -> AsyncGenerator[Host]:
     """A host below these two directories, serving no socket. `settings` are Config's fields."""
+    if not structlog.is_configured():  # its own default would print on the program's stdout
+        set_up_logging("error")
     config = load(None, {"root": Path(root).absolute(), "state": Path(state).absolute()})
     async with open_host(replace(config, **settings)) as host:
         yield host

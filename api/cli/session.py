@@ -19,6 +19,7 @@ from google.protobuf.message import Message
 from ...actors.errors import Unavailable
 from ..config import Config, load
 from ..grpc.client import Channel, ClientCall
+from ..log import set_up_logging
 from ..proto.services import (
     admin_pb2,
     containers_pb2,
@@ -139,7 +140,6 @@ class Where:
     @asynccontextmanager
     async def _embedded(self) -> AsyncGenerator[Session]:
         # The host is heavy to import and only this path needs it.
-        from ..daemon import set_up_logging
         from ..host import open_host
         from ..sockets import serving
 
