@@ -42,7 +42,9 @@ async def settle() -> None:
         await trio.testing.wait_all_tasks_blocked()
 
 
-async def test_01_messages_of_one_sender_keep_their_order(system: System, scripted: Any) -> None:
+async def test_01_messages_of_one_sender_keep_their_order(
+    autojump_clock: Any, system: System, scripted: Any
+) -> None:
     ref = await scripted.spawn(log := [])
     for number in range(200):
         ref.tell(number)
@@ -50,14 +52,18 @@ async def test_01_messages_of_one_sender_keep_their_order(system: System, script
     assert log[1:] == list(range(200))
 
 
-async def test_01_messages_of_a_thread_keep_their_order(system: System, scripted: Any) -> None:
+async def test_01_messages_of_a_thread_keep_their_order(
+    autojump_clock: Any, system: System, scripted: Any
+) -> None:
     ref = await scripted.spawn(log := [])
     await trio.to_thread.run_sync(lambda: [ref.tell(number) for number in range(400)])
     await ref.call("count")
     assert log[1:] == list(range(400))
 
 
-async def test_02_one_message_at_a_time_also_across_awaits(system: System, scripted: Any) -> None:
+async def test_02_one_message_at_a_time_also_across_awaits(
+    autojump_clock: Any, system: System, scripted: Any
+) -> None:
     inside = []
 
     async def work(_: Any) -> None:
@@ -73,7 +79,7 @@ async def test_02_one_message_at_a_time_also_across_awaits(system: System, scrip
 
 
 async def test_03_15_shutdown_overtakes_the_queue_and_runs_on_stop(
-    system: System, scripted: Any
+    autojump_clock: Any, system: System, scripted: Any
 ) -> None:
     ref = await scripted.spawn(log := [])
     ref.tell(("sleep", 1))
@@ -86,7 +92,9 @@ async def test_03_15_shutdown_overtakes_the_queue_and_runs_on_stop(
 
 
 @pytest.mark.parametrize("policy", Overflow)
-async def test_04_each_policy_at_the_bound(system: System, scripted: Any, policy: Overflow) -> None:
+async def test_04_each_policy_at_the_bound(
+    autojump_clock: Any, system: System, scripted: Any, policy: Overflow
+) -> None:
     class Bounded(scripted):
         mailbox_bound = 3
         overflow = policy
@@ -114,7 +122,7 @@ async def test_04_each_policy_at_the_bound(system: System, scripted: Any, policy
 
 
 async def test_05_06_the_dead_refuse_tell_and_call_and_drop_cast(
-    system: System, scripted: Any
+    autojump_clock: Any, system: System, scripted: Any
 ) -> None:
     ref = await scripted.spawn()
     ref.shutdown()
@@ -131,7 +139,9 @@ async def test_05_06_the_dead_refuse_tell_and_call_and_drop_cast(
     assert await ref.wait_exit() == SHUTDOWN
 
 
-async def test_06_callers_waiting_and_queued_learn_of_a_kill(system: System, scripted: Any) -> None:
+async def test_06_callers_waiting_and_queued_learn_of_a_kill(
+    autojump_clock: Any, system: System, scripted: Any
+) -> None:
     ref = await scripted.spawn()
     told = []
 
@@ -150,7 +160,7 @@ async def test_06_callers_waiting_and_queued_learn_of_a_kill(system: System, scr
 
 
 async def test_07_a_fault_ends_the_actor_and_reaches_the_caller(
-    system: System, scripted: Any
+    autojump_clock: Any, system: System, scripted: Any
 ) -> None:
     ref = await scripted.spawn(log := [])
     with pytest.raises(ValueError, match="boom"):
@@ -164,7 +174,9 @@ async def test_07_a_fault_ends_the_actor_and_reaches_the_caller(
     assert "boom" in ref.obituary.traceback
 
 
-async def test_08_a_refusal_is_only_an_answer(system: System, scripted: Any, caplog: Any) -> None:
+async def test_08_a_refusal_is_only_an_answer(
+    autojump_clock: Any, system: System, scripted: Any, caplog: Any
+) -> None:
     ref = await scripted.spawn()
     with pytest.raises(NotFound):
         await ref.call("refuse")
@@ -176,7 +188,9 @@ async def test_08_a_refusal_is_only_an_answer(system: System, scripted: Any, cap
     ]
 
 
-async def test_09_a_late_answer_is_dropped(system: System, scripted: Any) -> None:
+async def test_09_a_late_answer_is_dropped(
+    autojump_clock: Any, system: System, scripted: Any
+) -> None:
     ref = await scripted.spawn()
     with pytest.raises(CallTimeout):
         await ref.call(("sleep", 6))
@@ -184,7 +198,9 @@ async def test_09_a_late_answer_is_dropped(system: System, scripted: Any) -> Non
     assert await ref.call("count") == 1
 
 
-async def test_10_a_withdrawn_call_is_never_begun(system: System, scripted: Any) -> None:
+async def test_10_a_withdrawn_call_is_never_begun(
+    autojump_clock: Any, system: System, scripted: Any
+) -> None:
     ref = await scripted.spawn()
     ref.tell(("sleep", 5))
     await settle()
@@ -195,7 +211,7 @@ async def test_10_a_withdrawn_call_is_never_begun(system: System, scripted: Any)
 
 
 async def test_11_calling_oneself_or_in_a_ring_is_refused_at_once(
-    system: System, scripted: Any
+    autojump_clock: Any, system: System, scripted: Any
 ) -> None:
     one, two, three = [await scripted.spawn() for _ in range(3)]
     with pytest.raises(DeadlockError):
@@ -208,7 +224,9 @@ async def test_11_calling_oneself_or_in_a_ring_is_refused_at_once(
     assert elapsed_s(system) == 0
 
 
-async def test_11_a_background_task_may_be_called_back(system: System, scripted: Any) -> None:
+async def test_11_a_background_task_may_be_called_back(
+    autojump_clock: Any, system: System, scripted: Any
+) -> None:
     one, two = await scripted.spawn(), await scripted.spawn()
     answers = []
 
@@ -221,7 +239,7 @@ async def test_11_a_background_task_may_be_called_back(system: System, scripted:
 
 
 async def test_12_start_is_acknowledged_and_its_failure_leaves_nothing(
-    system: System, scripted: Any
+    autojump_clock: Any, system: System, scripted: Any
 ) -> None:
     class Slow(scripted):
         async def on_start(self) -> None:
@@ -247,7 +265,7 @@ async def test_12_start_is_acknowledged_and_its_failure_leaves_nothing(
     assert len(system.cells) == 1
 
 
-async def test_13_exit_reasons(system: System, scripted: Any) -> None:
+async def test_13_exit_reasons(autojump_clock: Any, system: System, scripted: Any) -> None:
     ref = await scripted.spawn(log := [])
     ref.tell("end")
     assert await ref.wait_exit() == NORMAL
@@ -257,7 +275,9 @@ async def test_13_exit_reasons(system: System, scripted: Any) -> None:
     assert await ref.wait_exit() == NORMAL
 
 
-async def test_13_stop_actor_may_carry_the_answer(system: System, scripted: Any) -> None:
+async def test_13_stop_actor_may_carry_the_answer(
+    autojump_clock: Any, system: System, scripted: Any
+) -> None:
     def end(_: Any) -> None:
         raise StopActor(SHUTDOWN, answer="bye")
 
@@ -267,7 +287,7 @@ async def test_13_stop_actor_may_carry_the_answer(system: System, scripted: Any)
 
 
 async def test_14_kill_interrupts_a_handler_and_skips_on_stop(
-    system: System, scripted: Any
+    autojump_clock: Any, system: System, scripted: Any
 ) -> None:
     async def swallow(_: Any) -> None:
         for _ in range(3):
@@ -286,7 +306,9 @@ async def test_14_kill_interrupts_a_handler_and_skips_on_stop(
     assert elapsed_s(system) < 10
 
 
-async def test_16_on_stop_and_on_failure_may_raise(system: System, scripted: Any) -> None:
+async def test_16_on_stop_and_on_failure_may_raise(
+    autojump_clock: Any, system: System, scripted: Any
+) -> None:
     class Bad(scripted):
         async def on_stop(self) -> None:
             raise ValueError
@@ -299,7 +321,9 @@ async def test_16_on_stop_and_on_failure_may_raise(system: System, scripted: Any
     assert (await ref.wait_exit()).kind is Kind.CRASH
 
 
-async def test_17_siblings_do_not_feel_a_crash(system: System, scripted: Any) -> None:
+async def test_17_siblings_do_not_feel_a_crash(
+    autojump_clock: Any, system: System, scripted: Any
+) -> None:
     refs = [await scripted.spawn() for _ in range(10)]
     for ref in refs[::2]:
         ref.tell("crash")
@@ -308,7 +332,7 @@ async def test_17_siblings_do_not_feel_a_crash(system: System, scripted: Any) ->
 
 
 async def test_18_19_a_monitor_gives_one_down_and_none_after_demonitor(
-    system: System, scripted: Any
+    autojump_clock: Any, system: System, scripted: Any
 ) -> None:
     watcher, target = await scripted.spawn(log := []), await scripted.spawn()
     await watcher.call(lambda me: me.monitor(target) and None)
@@ -330,7 +354,7 @@ async def test_18_19_a_monitor_gives_one_down_and_none_after_demonitor(
     assert len(log) == 3
 
 
-async def test_20_22_links(system: System, scripted: Any) -> None:
+async def test_20_22_links(autojump_clock: Any, system: System, scripted: Any) -> None:
     one, two, three, four = [await scripted.spawn() for _ in range(4)]
     await one.call(lambda me: me.link(two))
     await two.call(lambda me: me.link(three))
@@ -349,7 +373,7 @@ async def test_20_22_links(system: System, scripted: Any) -> None:
 
 
 async def test_21_a_trapped_signal_is_a_message_but_kill_is_not(
-    system: System, scripted: Any
+    autojump_clock: Any, system: System, scripted: Any
 ) -> None:
     class Trapping(scripted):
         trap_exit = True
@@ -365,7 +389,9 @@ async def test_21_a_trapped_signal_is_a_message_but_kill_is_not(
     assert (await ref.wait_exit()).kind is Kind.KILLED
 
 
-async def test_38_names_are_unique_and_freed(system: System, scripted: Any) -> None:
+async def test_38_names_are_unique_and_freed(
+    autojump_clock: Any, system: System, scripted: Any
+) -> None:
     ref = await scripted.spawn(name="store")
     store = system.at("store")
     assert await store.call("count") == 1
@@ -432,7 +458,7 @@ async def test_the_block_raises_its_own_exception_unwrapped() -> None:
             raise LookupError
 
 
-async def test_45_a_crash_leaks_nothing(system: System, scripted: Any) -> None:
+async def test_45_a_crash_leaks_nothing(autojump_clock: Any, system: System, scripted: Any) -> None:
     logging.disable(logging.CRITICAL)
 
     async def one() -> Any:
@@ -449,7 +475,7 @@ async def test_45_a_crash_leaks_nothing(system: System, scripted: Any) -> None:
     assert [gone() for _, gone in dead] == [None] * 5
 
 
-async def test_hazard_exception_groups(system: System, scripted: Any) -> None:
+async def test_hazard_exception_groups(autojump_clock: Any, system: System, scripted: Any) -> None:
     async def fail() -> None:
         raise ValueError
 
@@ -472,7 +498,9 @@ async def test_hazard_exception_groups(system: System, scripted: Any) -> None:
     assert await ref.wait_exit() == SHUTDOWN
 
 
-async def test_hazard_a_blocking_call_on_the_loop_is_refused(system: System, scripted: Any) -> None:
+async def test_hazard_a_blocking_call_on_the_loop_is_refused(
+    autojump_clock: Any, system: System, scripted: Any
+) -> None:
     ref = await scripted.spawn()
     with pytest.raises(WouldBlockLoop):
         ref.ask("count")
@@ -480,7 +508,9 @@ async def test_hazard_a_blocking_call_on_the_loop_is_refused(system: System, scr
         ref.ask("count", block=False).get()
 
 
-async def test_hazard_a_flood_starves_nobody(system: System, scripted: Any) -> None:
+async def test_hazard_a_flood_starves_nobody(
+    autojump_clock: Any, system: System, scripted: Any
+) -> None:
     class Loop(Actor):
         def on_receive(self, message: Any) -> None:
             self.ref.tell(message)
@@ -493,7 +523,7 @@ async def test_hazard_a_flood_starves_nobody(system: System, scripted: Any) -> N
 
 
 async def test_a_background_task_ends_with_the_actor_and_its_fault_is_the_actors(
-    system: System, scripted: Any
+    autojump_clock: Any, system: System, scripted: Any
 ) -> None:
     async def fail() -> None:
         raise OSError

@@ -11,7 +11,7 @@ from holdfast.actors.topic import Changed, Lagged, Topic, publish, subscribe, un
 
 
 async def test_40_a_subscriber_sees_a_snapshot_then_every_change(
-    system: System, scripted: Any
+    autojump_clock: Any, system: System, scripted: Any
 ) -> None:
     topic = await Topic.spawn()
     quick = await scripted.spawn(log := [])
@@ -26,7 +26,7 @@ async def test_40_a_subscriber_sees_a_snapshot_then_every_change(
 
 
 async def test_40_a_slow_subscriber_lags_and_a_dead_one_is_forgotten(
-    system: System, scripted: Any
+    autojump_clock: Any, system: System, scripted: Any
 ) -> None:
     class Slow(scripted):
         mailbox_bound = 4
