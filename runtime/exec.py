@@ -253,6 +253,8 @@ class Exec(Actor):
         next_state(self._record.state, step)
         if self._record.state is not ExecState.RUNNING:
             return  # there is no terminal yet, and no stdin of ours
+        if isinstance(step, Resize) and not self._record.stdio.terminal:
+            return  # containerd's clients ask it of any process
         timeout_s = self._ground.limits.shim_within_s
         client = await self._client()
         match step:

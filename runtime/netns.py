@@ -21,7 +21,7 @@ imported by the first request, for it takes a quarter of a second.
 import errno
 import ipaddress
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, assert_never
@@ -150,7 +150,7 @@ class Netns:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls) -> "AsyncIterator[Netns]":
+    async def open(cls) -> "AsyncGenerator[Netns, None]":
         """A thread for the length of a block."""
         thread = await NetnsThread.spawn()
         try:
@@ -214,7 +214,7 @@ def add_pair(message: AddPair) -> None:
 
 
 @contextmanager
-def namespace_of(pid: int | None) -> Iterator[int]:
+def namespace_of(pid: int | None) -> Generator[int, None, None]:
     """A descriptor of a process's network namespace, or of this thread's."""
     path = "/proc/thread-self/ns/net" if pid is None else f"/proc/{pid}/ns/net"
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -225,9 +225,9 @@ def namespace_of(pid: int | None) -> Iterator[int]:
 
 
 @contextmanager
-def route_socket(pid: int | None) -> Iterator[Any]:
+def route_socket(pid: int | None) -> Generator[Any, None, None]:
     """A netlink socket in a namespace: it belongs to the one it was made in, for ever."""
-    from pyroute2.iproute.linux import IPRoute
+    from pyroute2.iproute.linux import IPRoute  # pyright: ignore[reportMissingTypeStubs]
 
     with namespace_of(None) as home, namespace_of(pid) as namespace:
         if pid is not None:

@@ -44,6 +44,11 @@ class ShimLink:
         self.why_down = "not yet connected"
         """Why there is no connection; for refusals and whoever looks at the tree."""
 
+    @property
+    def shim_pid(self) -> int | None:
+        """The connected shim's process id, for whoever looks at the processes."""
+        return None if self._client is None else self._client.pid
+
     async def client(self, within_s: float) -> ShimClient:
         """The connected client; Unavailable with the reason when there is none in time."""
         client = self._client

@@ -379,6 +379,8 @@ class Task(Actor):
     async def _forward(self, step: Kill | Update | Resize | CloseStdin) -> None:
         """What the shim does and the record does not show."""
         next_state(self._record.state, step)
+        if isinstance(step, Resize) and not self._record.stdio.terminal:
+            return  # containerd's clients ask it of any process
         limits = self._ground.limits
         client = await self._link.client(limits.link_within_s)
         match step:
