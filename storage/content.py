@@ -1,0 +1,678 @@
+"""Content: blobs by their digest, written once, shared by namespaces.
+
+    root/blobs/<algorithm>/<hex>     a blob, read-only, whole from the moment it has its name
+    root/ingest/<hash>/data, ref     a blob on its way in
+
+A blob is one file however many namespaces have it; each has a record of its own with its own
+labels. The records say who has what; a file without a record is an orphan, left by a crash
+between file and record, and removed at the next start.
+
+    async with await content.open_ingest("ns", "layer-1", expected=digest) as ingest:
+        await ingest.write(data)
+        await ingest.commit(size, digest, labels)
+    async with await content.open_blob("ns", digest) as blob:
+        head = await blob.pread(0, 512)
+
+Invariant: while a record is there its file is: the file comes before the record and goes after
+the last one, both under the digest's lock.
+"""
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import structlog
+import trio
+
+from ..actors.errors import (
+    AlreadyExists,
+    DataLoss,
+    InvalidArgument,
+    NotFound,
+    OutOfRange,
+    Refusal,
+    ResourceExhausted,
+    Unavailable,
+)
+from ..actors.exits import StartFailed
+from ..actors.reference import Ref
+from .digest import (
+    HEX_DIGITS,
+    Digest,
+    algorithm_of,
+    digest_from,
+    digest_of,
+    encoded_of,
+    new_hash,
+    parse_digest,
+)
+from .filters import compile_filters
+from .gc import Garbage
+from .ingest import OPEN_WITHIN_S, Exists, Ingest, IngestActor, Order, Sealed, Shared
+from .labels import Labels, check_labels, check_namespace, map_field, masked_labels, stored_labels
+from .leases import lease_resource, release_resource
+from .store import Record, Store, Transaction
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+PIECE_BYTES = 1 << 20
+REF_BYTES_MAX = 4096
+# A client that has just gone may not have been noticed yet: wait this long for its ref.
+LOCK_WAIT_S = 0.5
+# An ingest that no lease holds is garbage after this long without being opened, as containerd's.
+INGEST_KEPT_NS = 24 * 3600 * 1_000_000_000
+
+Spawn = Callable[[Order], Awaitable[Ref[IngestActor]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContentInfo:
+    """A namespace's record of a blob. Times in nanoseconds since 1970."""
+
+    digest: Digest
+    size: int
+    labels: Labels = field(default_factory=dict[str, str])
+    created_at: int = 0
+    updated_at: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngestStatus:
+    """How far an ingest has come. Times in nanoseconds since 1970."""
+
+    ref: str
+    offset: int
+    total: int
+    expected: str
+    started_at: int
+    updated_at: int
+
+
+@dataclass(slots=True)
+class _Hold:
+    """Who has a ref open, since when, and the event of its release."""
+
+    since_ns: int
+    released: trio.Event = field(default_factory=trio.Event)
+    actor: Ref[IngestActor] | None = None
+
+
+class Blob:
+    """An open blob: its bytes stay readable until it is closed, deleted or not."""
+
+    def __init__(self, path: Path, fd: int, size: int) -> None:
+        self.path = path
+        self.fd = fd
+        self.size = size
+
+    async def __aenter__(self) -> "Blob":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go; twice is no harm."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    async def pread(self, offset: int, size: int) -> bytes:
+        """Up to `size` bytes from `offset`; none at the end. At most `PIECE_BYTES` at a time."""
+        return await trio.to_thread.run_sync(os.pread, self.fd, min(size, PIECE_BYTES), offset)
+
+
+class ContentStore:
+    """The verbs on content. Belongs to the loop it was opened in."""
+
+    def __init__(self, root: Path, store: Store, spawn: Spawn) -> None:
+        self._root = root
+        self._store = store
+        self._spawn = spawn
+        self._holds: dict[tuple[str, str], _Hold] = {}
+        self._digest_locks: dict[Digest, tuple[trio.Lock, int]] = {}
+
+    @classmethod
+    async def open(
+        cls,
+        root: Path,
+        store: Store,
+        *,
+        spawn: Spawn | None = None,
+    ) -> "ContentStore":
+        """Open or make the store at `root`, and remove what a crash left without a record.
+
+        `spawn` starts an ingest's actor, under a supervisor if the caller has one.
+        """
+        alone = partial(IngestActor.spawn, start_timeout_s=OPEN_WITHIN_S)
+        content = cls(root, store, spawn or alone)
+        digests = {row.key for row in store.scan("content")}
+        ingests = {_ingest_name(row.namespace, row.key) for row in store.scan("ingest")}
+        if store.damaged:
+            # A record that cannot be read may be the one that a file is waiting for.
+            log.warning("content.orphans_kept", reason="the store has damaged records")
+        removed = await trio.to_thread.run_sync(
+            lambda: _prepare(root, digests, ingests, sweep=not store.damaged)
+        )
+        for name in removed:
+            log.info("content.orphan_removed", file=name)
+        return content
+
+    # -- records
+
+    def info(self, namespace: str, digest: str) -> ContentInfo:
+        """The namespace's record of a blob."""
+        check_namespace(namespace)
+        return _info(digest, self._require(namespace, parse_digest(digest)))
+
+    def list(self, namespace: str, filters: Sequence[str] = ()) -> Sequence[ContentInfo]:
+        """The records that match any of the filters, in the order of their digests."""
+        check_namespace(namespace)
+        accepts = compile_filters(filters)
+        rows = self._store.scan("content", namespace)
+        infos = [_info(row.key, row.value) for row in rows]
+        return [info for info in infos if accepts(partial(content_field, info))]
+
+    async def update(
+        self, namespace: str, digest: str, labels: Labels, paths: Sequence[str] = ()
+    ) -> ContentInfo:
+        """Change labels: all without `paths`, else `labels` or `labels.<key>`."""
+        check_namespace(namespace)
+        parse_digest(digest)
+        for path in paths:
+            if path != "labels" and not path.startswith("labels."):
+                raise InvalidArgument(
+                    f'cannot update "{path}" field on content info "{digest}": invalid argument'
+                )
+        check_labels("info.Labels", labels)
+
+        def work(tx: Transaction) -> ContentInfo:
+            record = tx.get("content", namespace, digest)
+            if record is None:
+                raise _not_found(digest)
+            kept = masked_labels(record["labels"], labels, paths)
+            changed = {**record, "labels": kept, "updated_at": tx.now_ns}
+            tx.put("content", namespace, digest, changed)
+            return _info(digest, changed)
+
+        return await self._store.write(work)
+
+    async def delete(self, namespace: str, digest: str, *, lease: str = "") -> None:
+        """Forget a blob in this namespace; its file goes with the last namespace that has it."""
+        check_namespace(namespace)
+        parsed = parse_digest(digest)
+
+        def work(tx: Transaction) -> None:
+            if not tx.delete("content", namespace, digest):
+                raise _not_found(digest)
+            release_resource(tx, namespace, lease, "content", digest)
+            payload = {"digest": digest}
+            tx.emit(namespace, "/content/delete", "containerd.events.ContentDelete", payload)
+
+        async with self._locked(parsed):
+            await self._store.write(work)
+            await self._drop_file(parsed)
+
+    async def reclaim(self, garbage: Garbage) -> None:
+        """Remove from the disk what a collection forgot: a blob or an ingest."""
+        match garbage.kind:
+            case "content":
+                digest = parse_digest(garbage.key)
+                async with self._locked(digest):
+                    await self._drop_file(digest)
+            case "ingest":
+                key = (garbage.namespace, garbage.key)
+                if key not in self._holds and self._store.get("ingest", *key) is None:
+                    # Held while it goes, so that nobody opens it meanwhile.
+                    hold = self._hold(*key)
+                    try:
+                        await trio.to_thread.run_sync(_remove, self._ingest_path(*key))
+                    finally:
+                        self._release(*key, hold)
+            case _:
+                pass
+
+    # -- reading
+
+    async def open_blob(self, namespace: str, digest: str) -> Blob:
+        """The blob, to be read and closed."""
+        check_namespace(namespace)
+        record = self._require(namespace, parse_digest(digest))
+        path = self.blob_path(digest)
+        try:
+            fd = await trio.to_thread.run_sync(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise DataLoss(f"blob {digest} has a record and no file: data loss") from error
+        return Blob(path, fd, record["size"])
+
+    def blob_path(self, digest: str) -> Path:
+        """Where a blob of this digest lies, if there is one."""
+        parsed = parse_digest(digest)
+        return self._root / "blobs" / algorithm_of(parsed) / encoded_of(parsed)
+
+    async def read(
+        self, namespace: str, digest: str, offset: int = 0, size: int = 0
+    ) -> AsyncGenerator[tuple[int, bytes], None]:
+        """Pieces with their offsets, from `offset` on; `size` 0 or too much reads to the end."""
+        async with await self.open_blob(namespace, digest) as blob:
+            at = max(offset, 0)
+            if at > blob.size:
+                raise OutOfRange(f"read past object length {blob.size} bytes")
+            end = blob.size if size <= 0 else min(at + size, blob.size)
+            while at < end:
+                piece = await blob.pread(at, end - at)
+                if not piece:
+                    raise DataLoss(f"blob {digest} ends at {at}, its size is {blob.size}")
+                yield at, piece
+                at += len(piece)
+
+    async def read_all(self, namespace: str, digest: str, bytes_max: int = 8 << 20) -> bytes:
+        """All bytes of a small blob, verified; refused when it is larger than `bytes_max`."""
+        async with await self.open_blob(namespace, digest) as blob:
+            if blob.size > bytes_max:
+                raise ResourceExhausted(
+                    f"content {digest}: {blob.size} bytes, at most {bytes_max} are read"
+                )
+            pieces: list[bytes] = []
+            at = 0
+            while piece := await blob.pread(at, blob.size - at):
+                pieces.append(piece)
+                at += len(piece)
+        raw = b"".join(pieces)
+        if digest_of(raw, algorithm_of(Digest(digest))) != digest:
+            raise DataLoss(f"blob {digest} does not verify: data loss")
+        return raw
+
+    async def verify(self, namespace: str, digest: str) -> None:
+        """Read the whole blob and compare; `DataLoss` when it is not what its name says."""
+        parsed = parse_digest(digest)
+        async with await self.open_blob(namespace, digest) as blob:
+            hash_ = new_hash(algorithm_of(parsed))
+            at = 0
+
+            def take(offset: int) -> int:
+                piece = os.pread(blob.fd, PIECE_BYTES, offset)
+                hash_.update(piece)
+                return len(piece)
+
+            while count := await trio.to_thread.run_sync(take, at):
+                at += count
+        if digest_from(hash_, algorithm_of(parsed)) != parsed:
+            raise DataLoss(f"blob {digest} does not verify: data loss")
+
+    # -- writing
+
+    async def open_ingest(
+        self, namespace: str, ref: str, *, total: int = 0, expected: str = "", lease: str = ""
+    ) -> Ingest:
+        """Begin or resume writing under a ref, alone.
+
+        `AlreadyExists` when the namespace has the expected blob (the lease holds it from now
+        on); `Unavailable` while another has the ref open.
+        """
+        check_namespace(namespace)
+        if not ref:
+            raise InvalidArgument("ref must not be empty: invalid argument")
+        if len(ref.encode("utf-8", "surrogatepass")) > REF_BYTES_MAX or "\0" in ref:
+            raise InvalidArgument(f'ref "{ref[:100]}" is malformed: invalid argument')
+        digest = parse_digest(expected) if expected else None
+        hold = await self._hold_when_free(namespace, ref)
+        release = partial(self._release, namespace, ref, hold)
+        try:
+            if digest is not None and self._has(namespace, digest):
+                await self._store.write(
+                    lambda tx: lease_resource(tx, namespace, lease, "content", digest)
+                )
+                raise AlreadyExists(f"content {digest}: already exists")
+            shared = self._shareable(digest, total)
+            before = self._store.get("ingest", namespace, ref)
+            record = await self._store.write(
+                partial(_begin, namespace, ref, total, expected, lease, shared)
+            )
+            totals_differ = before is not None and total and before["total"] not in (0, total)
+            order = Order(
+                directory=self._ingest_path(namespace, ref),
+                ref=f"{namespace}/{ref}",
+                expected=digest,
+                shared=shared,
+                from_start=before is None or bool(totals_differ),
+                publish=partial(self._publish, namespace, ref),
+                released=release,
+            )
+            hold.actor = await self._spawn(order)
+        except StartFailed as failed:
+            # Its keeper has released the ref, if it came that far.
+            release()
+            if isinstance(failed.reason.exception, Refusal):
+                raise failed.reason.exception from failed
+            raise
+        except BaseException:
+            release()
+            raise
+        return Ingest(
+            hold.actor, hold.released, ref=ref, total=record["total"], expected=record["expected"]
+        )
+
+    async def status(self, namespace: str, ref: str) -> IngestStatus:
+        """How far an ingest has come, open or not."""
+        check_namespace(namespace)
+        record = self._store.get("ingest", namespace, ref)
+        if record is None:
+            raise NotFound(f"reference {ref}: not found")
+        return await self._status(namespace, ref, record)
+
+    async def list_statuses(
+        self, namespace: str, filters: Sequence[str] = ()
+    ) -> Sequence[IngestStatus]:
+        """The ingests that match any of the filters, in the order of their refs."""
+        check_namespace(namespace)
+        accepts = compile_filters(filters)
+        rows = [
+            row
+            for row in self._store.scan("ingest", namespace)
+            if accepts(partial(_ref_field, row.key))
+        ]
+        return [await self._status(namespace, row.key, row.value) for row in rows]
+
+    async def abort(self, namespace: str, ref: str) -> None:
+        """Discard an ingest; whoever has it open is refused from then on."""
+        check_namespace(namespace)
+
+        def work(tx: Transaction) -> None:
+            if not tx.delete("ingest", namespace, ref):
+                raise NotFound(f"reference {ref}: not found")
+
+        await self._store.write(work)
+        hold = self._holds.get((namespace, ref))
+        if hold is not None and hold.actor is not None:
+            await Ingest(hold.actor, hold.released, ref=ref).abort()
+        try:
+            hold = self._hold(namespace, ref)
+        except Unavailable:
+            return  # opened anew meanwhile: it is that one's now
+        try:
+            if self._store.get("ingest", namespace, ref) is None:
+                await trio.to_thread.run_sync(_remove, self._ingest_path(namespace, ref))
+        finally:
+            self._release(namespace, ref, hold)
+
+    async def write_blob(
+        self,
+        namespace: str,
+        ref: str,
+        raw: bytes,
+        *,
+        labels: Labels | None = None,
+        lease: str = "",
+    ) -> Digest:
+        """Store these bytes; their digest. Having them already is no refusal."""
+        digest = digest_of(raw)
+        try:
+            async with await self.open_ingest(
+                namespace, ref, total=len(raw), expected=digest, lease=lease
+            ) as ingest:
+                if (await ingest.state()).digest != digest:
+                    await ingest.write(raw, 0)
+                await ingest.commit(len(raw), digest, labels, lease=lease)
+        except AlreadyExists:
+            if labels:
+                paths = [f"labels.{key}" for key in labels]
+                await self.update(namespace, digest, labels, paths)
+        return digest
+
+    # -- inside
+
+    def _require(self, namespace: str, digest: Digest) -> Record:
+        record = self._store.get("content", namespace, digest)
+        if record is None:
+            raise _not_found(digest)
+        return record
+
+    def _has(self, namespace: str, digest: Digest) -> bool:
+        # A record whose file is lost does not count: the blob may be written anew.
+        recorded = self._store.get("content", namespace, digest) is not None
+        return recorded and self.blob_path(digest).exists()
+
+    def _referenced(self, digest: Digest) -> Record | None:
+        for namespace in self._store.scan("namespace", ""):
+            record = self._store.get("content", namespace.key, digest)
+            if record is not None:
+                return record
+        return None
+
+    def _shareable(self, digest: Digest | None, total: int) -> Shared | None:
+        record = self._referenced(digest) if digest is not None else None
+        if digest is None or record is None or not self.blob_path(digest).exists():
+            return None
+        if total not in (0, record["size"]):
+            # Most likely a mistake; the commit will tell.
+            return None
+        return Shared(blob=self.blob_path(digest), digest=digest, size=record["size"])
+
+    async def _publish(self, namespace: str, ref: str, sealed: Sealed) -> None:
+        """Link a sealed file into the store and record it. Called by the ingest's actor."""
+        check_labels("info.Labels", sealed.labels)
+        digest = sealed.digest
+
+        def work(tx: Transaction) -> bool:
+            tx.delete("ingest", namespace, ref)
+            lease_resource(tx, namespace, sealed.lease, "content", digest)
+            release_resource(tx, namespace, sealed.lease, "ingests", ref)
+            if tx.exists("content", namespace, digest):
+                return False
+            record = {
+                "size": sealed.size,
+                "labels": stored_labels(sealed.labels),
+                "created_at": tx.now_ns,
+                "updated_at": tx.now_ns,
+            }
+            tx.put("content", namespace, digest, record)
+            payload = {"digest": digest, "size": sealed.size}
+            tx.emit(namespace, "/content/create", "containerd.events.ContentCreate", payload)
+            return True
+
+        async with self._locked(digest):
+            target = self.blob_path(digest)
+            if sealed.data is not None:
+                await trio.to_thread.run_sync(_place, sealed.data, target, sealed.size)
+            elif not target.exists():
+                raise Unavailable(f"content {digest} went away meanwhile: unavailable")
+            try:
+                created = await self._store.write(work)
+            except BaseException:
+                # The file must not stay linked twice: the ingest may write on.
+                with trio.CancelScope(shield=True):
+                    await self._drop_file(digest)
+                raise
+        if not created:
+            raise Exists(AlreadyExists(f"content {digest}: already exists"))
+
+    async def _drop_file(self, digest: Digest) -> None:
+        """Remove the file when no namespace has the blob. The digest's lock is held."""
+        if self._referenced(digest) is None:
+            await trio.to_thread.run_sync(_unlink, self.blob_path(digest))
+
+    async def _status(self, namespace: str, ref: str, record: Record) -> IngestStatus:
+        path = self._ingest_path(namespace, ref) / "data"
+
+        def look() -> tuple[int, int]:
+            try:
+                found = os.stat(path)
+            except FileNotFoundError:
+                return record["shared_size"], record["updated_at"]
+            return found.st_size, max(found.st_mtime_ns, record["updated_at"])
+
+        offset, updated_at = await trio.to_thread.run_sync(look)
+        return IngestStatus(
+            ref=ref,
+            offset=offset,
+            total=record["total"],
+            expected=record["expected"],
+            started_at=record["started_at"],
+            updated_at=updated_at,
+        )
+
+    def _ingest_path(self, namespace: str, ref: str) -> Path:
+        return self._root / "ingest" / _ingest_name(namespace, ref)
+
+    async def _hold_when_free(self, namespace: str, ref: str) -> _Hold:
+        with trio.move_on_after(LOCK_WAIT_S):
+            while (hold := self._holds.get((namespace, ref))) is not None:
+                await hold.released.wait()
+        return self._hold(namespace, ref)
+
+    def _hold(self, namespace: str, ref: str) -> _Hold:
+        held = self._holds.get((namespace, ref))
+        if held is not None:
+            elapsed_s = (time.time_ns() - held.since_ns) / 1e9
+            since = datetime.fromtimestamp(held.since_ns / 1e9, UTC)
+            raise Unavailable(
+                f"ref {namespace}/{ref} locked for {elapsed_s:.6f}s"
+                f" (since {since:%Y-%m-%d %H:%M:%S.%f} +0000 UTC): unavailable"
+            )
+        hold = self._holds[namespace, ref] = _Hold(time.time_ns())
+        return hold
+
+    def _release(self, namespace: str, ref: str, hold: _Hold) -> None:
+        if self._holds.get((namespace, ref)) is hold:
+            del self._holds[namespace, ref]
+            hold.released.set()
+
+    @asynccontextmanager
+    async def _locked(self, digest: Digest) -> AsyncGenerator[None, None]:
+        """Hold the digest: its file and its records change together."""
+        lock, users = self._digest_locks.get(digest, (trio.Lock(), 0))
+        self._digest_locks[digest] = (lock, users + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._digest_locks[digest]
+            if users == 1:
+                del self._digest_locks[digest]
+            else:
+                self._digest_locks[digest] = (lock, users - 1)
+
+
+def content_field(info: ContentInfo, path: Sequence[str]) -> tuple[str, bool]:
+    """What a filter sees of a record."""
+    match path:
+        case ["digest", *_]:
+            return info.digest, True
+        case ["labels", *rest]:
+            return map_field(info.labels, rest)
+        case _:
+            return "", False
+
+
+def _ref_field(ref: str, path: Sequence[str]) -> tuple[str, bool]:
+    return (ref, True) if path and path[0] == "ref" else ("", False)
+
+
+def _begin(
+    namespace: str,
+    ref: str,
+    total: int,
+    expected: str,
+    lease: str,
+    shared: Shared | None,
+    tx: Transaction,
+) -> Record:
+    before = tx.get("ingest", namespace, ref) or {}
+    record = {
+        "total": total or before.get("total", 0) or (shared.size if shared else 0),
+        "expected": expected or before.get("expected", ""),
+        "shared_size": shared.size if shared else 0,
+        "started_at": before.get("started_at", tx.now_ns),
+        "updated_at": tx.now_ns,
+        # A lease may keep it for longer.
+        "expires_at": tx.now_ns + INGEST_KEPT_NS,
+    }
+    lease_resource(tx, namespace, lease, "ingests", ref)
+    tx.put("ingest", namespace, ref, record)
+    return record
+
+
+def _info(digest: str, record: Record) -> ContentInfo:
+    return ContentInfo(
+        digest=Digest(digest),
+        size=record["size"],
+        labels=record["labels"],
+        created_at=record["created_at"],
+        updated_at=record["updated_at"],
+    )
+
+
+def _not_found(digest: str) -> NotFound:
+    return NotFound(f"content digest {digest}: not found")
+
+
+def _ingest_name(namespace: str, ref: str) -> str:
+    # A namespace holds no slash, so that the pair cannot be read in two ways.
+    return hashlib.sha256(f"{namespace}/{ref}".encode("utf-8", "surrogatepass")).hexdigest()
+
+
+# -- what blocks, for a thread
+
+
+def _prepare(root: Path, digests: set[str], ingests: set[str], *, sweep: bool) -> list[str]:
+    """Make the directories; remove the files that no record names. What was removed."""
+    for algorithm in HEX_DIGITS:
+        (root / "blobs" / algorithm).mkdir(parents=True, exist_ok=True)
+    (root / "ingest").mkdir(exist_ok=True)
+    if not sweep:
+        return []
+    removed: list[str] = []
+    for algorithm in HEX_DIGITS:
+        orphans = [
+            path
+            for path in (root / "blobs" / algorithm).iterdir()
+            if f"{algorithm}:{path.name}" not in digests
+        ]
+        # Blobs and not a single record: that is another database, not a crash.
+        if digests or len(orphans) <= 1:
+            for path in orphans:
+                _unlink(path)
+                removed.append(f"{algorithm}:{path.name}")
+    for path in (root / "ingest").iterdir():
+        if path.name not in ingests:
+            _remove(path)
+            removed.append(f"ingest/{path.name}")
+    return removed
+
+
+def _place(data: Path, target: Path, size: int) -> None:
+    """Give a file on the disk its blob's name, durably."""
+    try:
+        os.link(data, target)
+    except FileExistsError:
+        if os.stat(target).st_size == size:
+            return
+        # Not what its name says: replaced as a whole.
+        fresh = data.with_name("fresh")
+        os.link(data, fresh)
+        os.replace(fresh, target)
+    _sync_directory(target.parent)
+
+
+def _unlink(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
