@@ -326,7 +326,7 @@ class ContentStore:
         hold = await self._hold_when_free(namespace, ref)
         release = partial(self._release, namespace, ref, hold)
         try:
-            if digest is not None and self._has(namespace, digest):
+            if digest is not None and self.has(namespace, digest):
                 await self._store.write(
                     lambda tx: lease_resource(tx, namespace, lease, "content", digest)
                 )
@@ -435,7 +435,8 @@ class ContentStore:
             raise _not_found(digest)
         return record
 
-    def _has(self, namespace: str, digest: Digest) -> bool:
+    def has(self, namespace: str, digest: Digest) -> bool:
+        """Whether the namespace has the blob, record and file."""
         # A record whose file is lost does not count: the blob may be written anew.
         recorded = self._store.get("content", namespace, digest) is not None
         return recorded and self.blob_path(digest).exists()
