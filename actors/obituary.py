@@ -22,11 +22,8 @@ _short.maxlist = _short.maxtuple = _short.maxdict = _short.maxset = 20
 
 
 def short_repr(value: object) -> str:
-    """The repr of anything, bounded, and never raising."""
-    try:
-        return _short.repr(value)[:2000]
-    except Exception as error:
-        return f"<{type(value).__name__}: its repr raised {type(error).__name__}>"
+    """The repr of anything, bounded; one that raises is told as such by reprlib."""
+    return _short.repr(value)[:2000]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -130,6 +130,10 @@ class System:
         self._fatal.append(error)
         self._body.cancel()
 
+    def close(self) -> None:
+        """End the block in order, from any thread."""
+        self.post(lambda _: self._body.cancel(), None)
+
     def adopt(self, cell: "Cell") -> None:
         """Hold an actor for as long as it lives; references do not."""
         self.cells[cell] = None
