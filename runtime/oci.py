@@ -78,6 +78,10 @@ class Runtime:
         known = os.path.exists(f"{directory}/status") and os.path.exists(f"{directory}/exec.fifo")
         return f"{directory}/exec.fifo" if known else None
 
+    def waits_for_start(self, id: str) -> bool:
+        """Whether a created container was not started yet; both runtimes remove the FIFO then."""
+        return os.path.exists(f"{self.state_directory(id)}/exec.fifo")
+
     def can_be_removed_by_us(self, id: str, config: Mapping[str, Any]) -> bool:
         """Whether removing cgroups and state is all that its delete would do."""
         known = os.path.exists(f"{self.state_directory(id)}/status")

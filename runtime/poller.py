@@ -15,7 +15,10 @@ import signal
 import time
 import types
 from collections.abc import Callable, Coroutine, Generator
-from typing import Any
+from typing import Any, Final
+
+LOOK_FIRST_S: Final = 0.001
+LOOK_MAX_S: Final = 0.05
 
 Callback = Callable[[int], None]
 
@@ -106,6 +109,20 @@ class Poller:
         event = Event(self)
         self.later(delay_s, event.set)
         await event
+
+    async def until(self, condition: Callable[[], bool], within_s: float) -> bool:
+        """Looks until a condition holds, ever less often; False when it does not in time.
+
+        For what no descriptor tells. Prefer an event.
+        """
+        deadline_s = time.monotonic() + within_s
+        pause_s = LOOK_FIRST_S
+        while not condition():
+            if time.monotonic() >= deadline_s:
+                return False
+            await self.sleep(pause_s)
+            pause_s = min(pause_s * 2, LOOK_MAX_S)
+        return True
 
     async def child(self, pid: int) -> int:
         """Waits for a child and gives its wait status. Call it right after the child was made."""

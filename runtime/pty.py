@@ -65,17 +65,17 @@ class ConsoleSocket:
 class Terminal:
     """One process's terminal. `drained` is set when no more output will come."""
 
-    def __init__(self, poller: Poller, master: int, stdio: Stdio) -> None:
+    def __init__(self, poller: Poller, stdio: Stdio) -> None:
+        """Opens the client's side; NotFound or InvalidArgument when something is wrong with it."""
         self.drained = Event(poller)
         self.input_closed = False
         self._poller = poller
-        self._master: int | None = master
+        self._master: int | None = None
         self._to_client = bytearray()
         self._to_master = bytearray()
         self._input: Input | None = None
         self._output: Output | None = None
         self._file: int | None = None
-        os.set_blocking(master, False)
         try:
             if stdio.stdin:
                 self._input = Input(stdio.stdin)
@@ -88,6 +88,11 @@ class Terminal:
         except BaseException:
             self.close()
             raise
+
+    def attach(self, master: int) -> None:
+        """Begins to copy."""
+        os.set_blocking(master, False)
+        self._master = master
         self._watch()
 
     def resize(self, width: int, height: int) -> None:

@@ -24,17 +24,15 @@ from typing import Any, Final
 from ..actors.errors import FailedPrecondition, InvalidArgument, Refusal, Unimplemented
 from ..storage.mounts import Mount
 from . import frames, syscalls
+from .adoption import Orphans, adopt
 from .container import Container, Sealed
 from .poller import Poller
-from .procfs import Identity
 from .stdio import Stdio
 
 SOCKET_NAME: Final = "shim.sock"
 READ_BYTES_MAX: Final = 65536
 UNSENT_BYTES_MAX: Final = 2 * frames.FRAME_BYTES_MAX
 RUNTIME_WITHIN_S: Final = 120.0
-
-Orphans = Mapping[Identity, tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +151,7 @@ class Shim:
         self._numbers = itertools.count()
         self.poller.watch(job.listener.fileno(), select.EPOLLIN, self._accept)
         if job.adopt:
-            self._container.adopt(job.orphans)
+            adopt(self._container, job.orphans)
 
     def run(self) -> None:
         """Serves until `shutdown`."""

@@ -243,7 +243,8 @@ def test_a_reader_is_seen(tmp_path: Path) -> None:
 def test_a_terminal_without_a_client_drops_its_output() -> None:
     poller = Poller(lambda pid, status: None)
     master, slave = unix_pty.openpty()
-    terminal = Terminal(poller, master, Stdio(terminal=True))
+    terminal = Terminal(poller, Stdio(terminal=True))
+    terminal.attach(master)
     os.write(slave, b"nobody hears")
     os.close(slave)
     terminal.resize(80, 25)
