@@ -229,9 +229,11 @@ class Cell:
         actor = self.actor
         assert actor is not None
         if reason.abnormal:
-            self.obituary = write_obituary(
-                self, reason, actor.describe_state(), trio.current_time()
-            )
+            try:
+                state = actor.describe_state()
+            except Exception as error:  # the author's code must not keep the end from being told
+                state = f"<describe_state raised {type(error).__name__}>"
+            self.obituary = write_obituary(self, reason, state, trio.current_time())
         self.exit = reason.without_exception()
         self.ref.actor_stopped.set()
         self.system.forget(self)

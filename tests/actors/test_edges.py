@@ -270,3 +270,16 @@ async def test_a_thread_that_finds_the_mailbox_full_too_late_is_told(scripted: A
             await trio.to_thread.run_sync(lambda: ref.ask(2, timeout=5))
         assert ref.actor_inbox.dropped == 1
         ref.exit(KILL)
+
+
+async def test_a_state_that_cannot_be_described_does_not_hide_the_end(
+    autojump_clock: Any, system: System, scripted: Any
+) -> None:
+    class Shy(scripted):
+        def describe_state(self) -> str:
+            raise LookupError
+
+    ref = await Shy.spawn()
+    ref.tell("crash")
+    assert (await ref.wait_exit()).kind is Kind.CRASH
+    assert "LookupError" in ref.obituary.state
