@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import structlog
 import trio
@@ -39,11 +39,11 @@ from ..runtime.shims import spawn_shim
 from ..runtime.stdio import Stdio
 from ..runtime.tasks import Process, Tasks
 from ..runtime.users import FILE_BYTES_MAX, Accounts
-from ..storage.archive import Archives
 from ..storage.collector import Collector, Reclaim
 from ..storage.containers import Containers
 from ..storage.content import ContentStore
 from ..storage.events import EventLog
+from ..storage.image_keeper import ImageKeeper
 from ..storage.images import Images
 from ..storage.ingest import IngestActor
 from ..storage.leases import Leases
@@ -53,7 +53,6 @@ from ..storage.overlay import Overlay
 from ..storage.snapshots import Driver, Snapshots
 from ..storage.snapshotter import Mount
 from ..storage.store import Store
-from ..storage.unpack import Unpacker
 from ..storage.workers import Worker, Workers
 from ..supervision.report import CrashLog, crash_log
 from ..supervision.spec import ChildSpec, Restart, Tree
@@ -112,8 +111,7 @@ class Host:
     snapshotters: Mapping[str, Snapshots]
     workers: Workers
     collector: Collector
-    archives: Archives
-    unpacker: Unpacker
+    image_keeper: ImageKeeper
     ground: Ground
     tasks: Tasks
     launcher: Launcher
@@ -135,12 +133,14 @@ class Host:
         self, path: str | os.PathLike[str], *, namespace: str = DEFAULT_NAMESPACE
     ) -> Sequence[str]:
         """Take in an OCI or Docker archive and unpack it; the names of its images."""
-        names: list[str] = []
-        with Path(path).open("rb") as file:
-            for image in await self.archives.take_in(namespace, file):
-                names.append(image.name)
-                await self.unpacker.unpack(namespace, image.target, self.snapshotter())
-        return names
+        file = await trio.to_thread.run_sync(partial(Path(path).open, "rb"))
+        try:
+            images = await self.image_keeper.take_in(namespace, cast("BinaryIO", file))
+        finally:
+            file.close()
+        for image in images:
+            await self.image_keeper.unpack(namespace, image, self.snapshotter())
+        return [image.name for image in images]
 
     def snapshotter(self, name: str = "") -> Snapshots:
         """The snapshotter of that name, or the configured one."""
@@ -333,9 +333,13 @@ async def open(
     """A host below these two directories, serving no socket. `settings` are Config's fields."""
     if not structlog.is_configured():  # its own default would print on the program's stdout
         set_up_logging("error")
-    config = load(None, {"root": Path(root).absolute(), "state": Path(state).absolute()})
-    async with open_host(replace(config, **settings)) as host:
+    async with open_host(embedded(Path(root), Path(state), settings)) as host:
         yield host
+
+
+def embedded(root: Path, state: Path, settings: Mapping[str, Any]) -> Config:
+    """The configuration of a host in somebody's program."""
+    return replace(load(None, {"root": root.absolute(), "state": state.absolute()}), **settings)
 
 
 @asynccontextmanager
@@ -390,7 +394,8 @@ async def build(config: Config, system: System, store: Store) -> Host:
         config.root / "content", store, spawn=partial(_spawn, system, INGESTS, IngestActor)
     )
     images, containers = Images(store), Containers(store)
-    unpacker = Unpacker(content, workers)
+    leases = Leases(store)
+    image_keeper = ImageKeeper(content, images, leases, workers)
     ground = Ground(store=store, state=config.state, spawn_shim=spawn_shim)
     start_task, start_exec = (
         partial(start_child, system.at(TASKS)),
@@ -406,20 +411,19 @@ async def build(config: Config, system: System, store: Store) -> Host:
         namespaces=Namespaces(store),
         containers=containers,
         images=images,
-        leases=Leases(store),
+        leases=leases,
         content=content,
         snapshotters=snapshotters,
         workers=workers,
         collector=Collector(store, reclaim),
-        archives=Archives(content, images),
-        unpacker=unpacker,
+        image_keeper=image_keeper,
         ground=ground,
         tasks=Tasks(ground, containers, start_task, start_exec),
         launcher=Launcher(
             images,
             containers,
             snapshotters,
-            unpacker,
+            image_keeper,
             partial(_accounts, workers),
             config.snapshotter,
         ),

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from ..storage.images import Descriptor
+from ..storage.descriptor import Descriptor
+from ..storage.digest import Digest
 from ..storage.snapshotter import Mount
 from .proto import types_pb2 as pb
 
@@ -19,7 +20,7 @@ def descriptor_to(descriptor: Descriptor) -> pb.Descriptor:
 def descriptor_from(message: pb.Descriptor) -> Descriptor:
     return Descriptor(
         media_type=message.media_type,
-        digest=message.digest,
+        digest=Digest(message.digest),
         size=message.size,
         annotations=dict(message.annotations),
     )

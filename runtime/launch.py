@@ -15,10 +15,10 @@ import trio
 from ..actors.errors import InvalidArgument, NotFound, Refusal
 from ..storage.containers import Container, Containers, Opaque, Runtime
 from ..storage.image_config import ImageConfig, offered_labels
+from ..storage.image_keeper import ImageKeeper
 from ..storage.images import Images
 from ..storage.reference import normalize
 from ..storage.snapshotter import Mount, Snapshotter
-from ..storage.unpack import Unpacker
 from .spec import BindMount, User, Wishes, image_args, make_spec, merge_env, spec_bytes
 from .users import PasswordFiles, resolve_user
 
@@ -57,14 +57,14 @@ class Launcher:
         images: Images,
         containers: Containers,
         snapshotters: Mapping[str, Snapshotter],
-        unpacker: Unpacker,
+        image_keeper: ImageKeeper,
         files: PasswordFiles,
         default_snapshotter: str,
     ) -> None:
         self._images = images
         self._containers = containers
         self._snapshotters = snapshotters
-        self._unpacker = unpacker
+        self._image_keeper = image_keeper
         self._files = files
         self._default = default_snapshotter
 
@@ -72,10 +72,10 @@ class Launcher:
         """The new container's record. Refused when its name is taken or its image unknown."""
         name = wanted.name or uuid.uuid4().hex[:12]
         image_name = normalize(wanted.image)
-        target = self._images.get(namespace, image_name).target
+        image = self._images.get(namespace, image_name)
         snapshotter = self._snapshotter(wanted.snapshotter)
-        unpacked = await self._unpacker.unpack(namespace, target, snapshotter)
-        mounts = await snapshotter.prepare(namespace, name, unpacked.chain_id)
+        unpacked = await self._image_keeper.unpack(namespace, image, snapshotter)
+        mounts = await snapshotter.prepare(namespace, name, unpacked.chain_id or "")
         try:
             wishes = await self._wishes(wanted, unpacked.config, mounts)
             container = Container(
@@ -104,9 +104,7 @@ class Launcher:
             raise NotFound(f"snapshotter {name or self._default}: not found")
         return found
 
-    async def _wishes(
-        self, wanted: Wanted, config: ImageConfig, mounts: Sequence[Mount]
-    ) -> Wishes:
+    async def _wishes(self, wanted: Wanted, config: ImageConfig, mounts: Sequence[Mount]) -> Wishes:
         user = await self._user(wanted.user or config.user, mounts)
         if wanted.memory_limit_bytes < 0 or wanted.cpus < 0 or wanted.pids_limit < 0:
             raise InvalidArgument("a limit must not be below zero")

@@ -6,17 +6,18 @@ refers to, directly and through labels of the content.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 from ..actors.errors import AlreadyExists, InvalidArgument, NotFound
+from .descriptor import Descriptor
+from .digest import Digest, fault_of_digest
 from .filters import compile_filters
 from .labels import (
     Labels,
     check_labels,
     check_namespace,
-    fault_of_digest,
     map_field,
     masked_labels,
     quoted,
@@ -24,16 +25,6 @@ from .labels import (
 )
 from .leases import EXPIRE_LABEL, lease_resource, release_resource
 from .store import Record, Store, Transaction
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Descriptor:
-    """What OCI calls a descriptor: content by media type, digest and size."""
-
-    media_type: str
-    digest: str
-    size: int
-    annotations: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +144,8 @@ class Images:
 def delete_image(tx: Transaction, namespace: str, name: str) -> None:
     """Delete the record and tell of it."""
     tx.delete("image", namespace, name)
-    tx.emit(namespace, "/images/delete", "containerd.services.images.v1.ImageDelete", {"name": name})
+    event = "containerd.services.images.v1.ImageDelete"
+    tx.emit(namespace, "/images/delete", event, {"name": name})
 
 
 def masked_image(old: Image, new: Image, paths: Sequence[str]) -> Image:
@@ -221,7 +213,7 @@ def image_from_record(name: str, record: Record) -> Image:
         name=name,
         target=Descriptor(
             media_type=target["media_type"],
-            digest=target["digest"],
+            digest=Digest(target["digest"]),
             size=target["size"],
             annotations=target["annotations"],
         ),

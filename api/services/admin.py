@@ -2,6 +2,7 @@
 
 import os
 import platform
+from typing import BinaryIO, cast
 
 import trio
 
@@ -75,11 +76,12 @@ def service(host: Host) -> Service:
         if not request.images:
             raise InvalidArgument("export: no image is named")
 
-        async def write(data: bytes) -> None:
+        def write(data: bytes) -> None:
             for start in range(0, len(data), EXPORT_CHUNK):
-                await call.send(pb.ExportResponse(data=data[start : start + EXPORT_CHUNK]))
+                piece = pb.ExportResponse(data=data[start : start + EXPORT_CHUNK])
+                trio.from_thread.run(call.send, piece)
 
-        await host.export_images(call.namespace(), list(request.images), write)
+        await host.image_keeper.give_out(call.namespace(), list(request.images), write)
 
     return implement(
         pb.DESCRIPTOR.services_by_name["Admin"],
@@ -101,35 +103,33 @@ async def _import(host: Host, call: ImportCall) -> None:
         raise InvalidArgument("import: no archive was sent")
     namespace = call.namespace()
     await call.send(pb.ImportResponse(step="receive"))
-    images = await host.receive_archive(
-        namespace, _ArchiveFeed(first.data, call), base_name=first.base_name
-    )
+    source = cast("BinaryIO", _Incoming(first.data, call))
+    images = await host.image_keeper.take_in(namespace, source, base_name=first.base_name)
     for image in images:
         if not first.skip_unpack:
             await call.send(pb.ImportResponse(step="unpack", subject=image.name))
-            await host.unpack(namespace, image)
-        await call.send(
-            pb.ImportResponse(step="done", subject=image.name, digest=image.target.digest)
-        )
+            await host.image_keeper.unpack(namespace, image, host.snapshotter())
+        digest = image.target.digest
+        await call.send(pb.ImportResponse(step="done", subject=image.name, digest=digest))
 
 
-class _ArchiveFeed:
-    """The archive's bytes as the messages bring them."""
+class _Incoming:
+    """The archive's bytes as the messages bring them; read by a thread that trio started."""
 
     def __init__(self, first: bytes, call: ImportCall) -> None:
-        self._first = first
+        self._held = first
         self._call = call
 
-    async def receive(self) -> bytes:
-        """The next bytes; none at the end."""
-        if self._first:
-            data, self._first = self._first, b""
-            await trio.lowlevel.checkpoint()
-            return data
-        while (message := await self._call.receive()) is not None:
-            if message.data:
-                return message.data
-        return b""
+    def read(self, count: int = -1) -> bytes:
+        """Between 1 and `count` bytes; none at the end."""
+        while not self._held:
+            message = trio.from_thread.run(self._call.receive)
+            if message is None:
+                return b""
+            self._held = message.data
+        taken = self._held if count < 0 else self._held[:count]
+        self._held = self._held[len(taken) :]
+        return taken
 
 
 def wanted_from(request: pb.CreateContainerRequest) -> Wanted:

@@ -12,7 +12,8 @@ from holdfast.api.proto import cgroups_v1_pb2, events_pb2, runc_pb2
 from holdfast.api.proto.services import images_pb2
 from holdfast.api.services.events import to_envelope
 from holdfast.storage.containers import Container, Containers, Opaque, Runtime
-from holdfast.storage.images import Descriptor, Image, Images
+from holdfast.storage.descriptor import Descriptor
+from holdfast.storage.images import Image, Images
 from holdfast.storage.namespaces import Namespaces
 from holdfast.storage.store import Store
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from holdfast.actors.errors import NotFound
 from holdfast.storage.collector import Collector, Pace
 from holdfast.storage.containers import Container, Containers, Opaque, Runtime
+from holdfast.storage.descriptor import Descriptor
 from holdfast.storage.gc import Garbage, Marks, Node, label_nodes, mark, parse_time_ns, reach
-from holdfast.storage.images import Descriptor, Image, Images
+from holdfast.storage.images import Image, Images
 from holdfast.storage.leases import EXPIRE_LABEL, FLAT_LABEL, Leases, Resource
 from holdfast.storage.store import Store, Transaction
 

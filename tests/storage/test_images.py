@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from holdfast.actors.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
-from holdfast.storage.images import Descriptor, Image, Images
+from holdfast.storage.descriptor import Descriptor
+from holdfast.storage.images import Image, Images
 from holdfast.storage.leases import EXPIRE_LABEL, Leases, Resource
 from holdfast.storage.store import Store
 

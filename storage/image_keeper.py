@@ -1,0 +1,117 @@
+"""The image keeper: whole jobs on images, each under a lease of its own.
+
+    take in     archive -> blobs, names
+    unpack      name -> a chain of snapshots
+    give out    names -> archive
+
+The lease holds what a job has made until the image's name and labels hold it: a collection that
+runs in between takes nothing away. It expires by itself, should the daemon fall in the middle.
+"""
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import BinaryIO
+
+import trio
+
+from ..actors.errors import AlreadyExists, InvalidArgument, NotFound
+from .archive import export_archive, import_archive
+from .content import ContentStore
+from .images import Image, Images
+from .leases import EXPIRE_LABEL, Leases
+from .platform import host
+from .snapshotter import Snapshotter
+from .unpack import Resolved, is_unpacked, resolve, unpack
+from .workers import Workers
+
+JOB_LEASE_HOURS = 24
+
+
+class ImageKeeper:
+    """The verbs. `snapshotters` are found by the caller."""
+
+    def __init__(
+        self, content: ContentStore, images: Images, leases: Leases, workers: Workers
+    ) -> None:
+        self._content = content
+        self._images = images
+        self._leases = leases
+        self._workers = workers
+
+    async def take_in(
+        self, namespace: str, source: BinaryIO, *, base_name: str = ""
+    ) -> Sequence[Image]:
+        """Bring in an OCI or Docker archive; its images, recorded under their names.
+
+        A name that exists points to the new image afterwards. An archive whose images have no
+        name is refused unless `base_name` gives them one. `source` is read in a thread.
+        """
+        async with self._lease(namespace) as lease:
+            found = await import_archive(
+                self._content,
+                namespace,
+                source,
+                base_name=base_name,
+                digests=bool(base_name),
+                platform=host(),
+                lease=lease,
+            )
+            if not found.images:
+                raise InvalidArgument(
+                    "the archive's images have no names, or none is for this platform"
+                )
+            return [
+                await self._record(namespace, Image(name=name, target=target))
+                for name, target in found.images
+            ]
+
+    async def unpack(self, namespace: str, image: Image, snapshotter: Snapshotter) -> Resolved:
+        """The image for this host, all its layers committed as snapshots."""
+        try:
+            ready = await resolve(self._content, namespace, image.target, host())
+            if is_unpacked(snapshotter, namespace, ready):
+                return ready
+        except NotFound:
+            pass  # told below, with what is missing
+        async with self._lease(namespace) as lease:
+            return await unpack(
+                self._content,
+                snapshotter,
+                self._workers.apply,
+                namespace,
+                image.target,
+                host(),
+                lease=lease,
+            )
+
+    async def give_out(
+        self, namespace: str, names: Sequence[str], write: Callable[[bytes], object]
+    ) -> None:
+        """Write images as one OCI archive that Docker reads too; `write` is called in a thread."""
+        chosen = [(name, self._images.get(namespace, name).target) for name in names]
+        await export_archive(self._content, namespace, chosen, write)
+
+    async def _record(self, namespace: str, image: Image) -> Image:
+        try:
+            return await self._images.create(namespace, image)
+        except AlreadyExists:
+            current = self._images.get(namespace, image.name)
+            return await self._images.update(
+                namespace, replace(current, target=image.target), ["target"]
+            )
+
+    @asynccontextmanager
+    async def _lease(self, namespace: str) -> AsyncGenerator[str]:
+        expires = datetime.now(UTC) + timedelta(hours=JOB_LEASE_HOURS)
+        labels = {EXPIRE_LABEL: expires.strftime("%Y-%m-%dT%H:%M:%SZ")}
+        lease = await self._leases.create(namespace, labels=labels)
+        try:
+            yield lease.id
+        finally:
+            with trio.CancelScope(shield=True):
+                try:
+                    await self._leases.delete(namespace, lease.id)
+                except NotFound:
+                    pass  # somebody deleted it meanwhile
