@@ -231,8 +231,8 @@ class Cell:
         if reason.abnormal:
             try:
                 state = actor.describe_state()
-            except Exception as error:  # the author's code must not keep the end from being told
-                state = f"<describe_state raised {type(error).__name__}>"
+            except Exception as fault:  # the author's code must not keep the end from being told
+                state = f"<describe_state raised {type(fault).__name__}>"
             self.obituary = write_obituary(self, reason, state, trio.current_time())
         self.exit = reason.without_exception()
         self.ref.actor_stopped.set()
