@@ -30,7 +30,14 @@ import structlog
 import trio
 
 from ..actors.actor import Actor
-from ..actors.errors import AlreadyExists, FailedPrecondition, NotFound, Refusal, Unavailable
+from ..actors.errors import (
+    AlreadyExists,
+    DataLoss,
+    FailedPrecondition,
+    NotFound,
+    Refusal,
+    Unavailable,
+)
 from ..actors.exits import NORMAL, StopActor
 from ..actors.message import Request
 from . import ledger, procfs
@@ -500,9 +507,14 @@ class Task(Actor):
                 await trio.sleep(0.001)
 
     def _execs(self) -> list[ExecRecord]:
-        prefix = process_key(self._id)
-        rows = self._ground.store.scan(EXEC, self._namespace, prefix)
-        return [ExecRecord.from_record(self._namespace, row.key, row.value) for row in rows]
+        """Its execs; a damaged record, which recovery reports, holds nothing up."""
+        records: list[ExecRecord] = []
+        for row in self._ground.store.scan(EXEC, self._namespace, process_key(self._id)):
+            try:
+                records.append(ExecRecord.from_record(self._namespace, row.key, row.value))
+            except DataLoss:
+                continue
+        return records
 
     def _tell_exec(self, name: str, message: ShimSaw | TaskGone | Exited) -> None:
         """An exec that is not there is being restarted, and will ask by itself."""

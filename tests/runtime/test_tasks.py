@@ -33,7 +33,7 @@ from holdfast.runtime.netns import Netns
 from holdfast.runtime.records import TASK, exec_name, task_name
 from holdfast.runtime.recovery import Recovered, Recoverer, Recovery
 from holdfast.runtime.shims import NAME as FORK_SERVER
-from holdfast.runtime.shims import Shims, spawn_shim
+from holdfast.runtime.shims import GetServer, Shims, spawn_shim
 from holdfast.runtime.spec import Wishes, make_process, make_spec, spec_bytes
 from holdfast.runtime.stdio import Stdio
 from holdfast.runtime.tasks import StartChild, Tasks
@@ -579,6 +579,123 @@ async def test_what_a_crash_cut_short_is_undone_and_damage_is_skipped(
         await host.tasks.delete(NS, "gone")
         await host.end("good")
         assert cgroups() == []
+
+
+async def test_a_bundle_with_a_live_process_and_no_record_is_left_alone(host: Host) -> None:
+    pid = await host.run("lost")
+    record = host.store.get(TASK, NS, "lost")
+    assert record is not None
+    await host.store.write(lambda tx: tx.delete(TASK, NS, "lost"))
+    actor = host.system.whereis(task_name(NS, "lost"))
+    assert actor is not None
+    actor.shutdown()
+    await actor.wait_exit()
+    found = await host.recover()
+    assert [damaged.what for damaged in found.damaged] == [f"bundle {NS}/lost"]
+    assert "no record tells whose" in found.damaged[0].reason
+    os.kill(pid, 0)
+    await host.store.write(lambda tx: tx.put(TASK, NS, "lost", record))
+    assert (await host.recover()).tasks == 1
+    await host.end("lost")
+
+
+async def test_execs_are_recovered_each_by_itself(host: Host) -> None:
+    await host.run("web")
+    for id in ("runs", "waits"):
+        await host.tasks.exec(NS, "web", id, process(*SLEEP))
+    await host.tasks.start(NS, "web", "runs")
+    good = host.store.get("exec", NS, "web/runs")
+    assert good is not None
+
+    def harm(tx: Any) -> None:
+        tx.put("exec", NS, "web/bad", {"state": "?"})
+        tx.put("exec", NS, "nobody/orphan", good)
+
+    await host.store.write(harm)
+    for name in (exec_name(NS, "web", "runs"), exec_name(NS, "web", "waits")):
+        actor = host.system.whereis(name)
+        assert actor is not None
+        actor.shutdown()
+        await actor.wait_exit()
+    actor = host.system.whereis(task_name(NS, "web"))
+    assert actor is not None
+    actor.shutdown()
+    await actor.wait_exit()
+    found = await host.recover()
+    assert (found.tasks, found.execs) == (1, 2)
+    assert found.cleaned == [exec_name(NS, "nobody", "orphan")]
+    assert [damaged.what for damaged in found.damaged] == [f"exec {NS}/web/bad"]
+    await host.tasks.start(NS, "web", "waits")
+    assert host.tasks.get(NS, "web", "runs").status == "RUNNING"
+
+
+async def test_an_exec_with_a_terminal_is_resized(host: Host) -> None:
+    await host.run("web")
+    spec = json.dumps(
+        make_process(Wishes(args=["sleep", "1000"], env=["PATH=/bin"], terminal=True))
+    ).encode()
+    os.mkfifo(host.root / "out")
+    stdio = Stdio(stdout=str(host.root / "out"), terminal=True)
+    await host.tasks.exec(NS, "web", "tty", spec, stdio)
+    await host.tasks.start(NS, "web", "tty")
+    await host.tasks.resize_pty(NS, "web", "tty", 100, 30)
+    await host.tasks.close_io(NS, "web", "tty")
+    await host.tasks.kill(NS, "web", "tty", signal.SIGKILL)
+    await host.tasks.wait(NS, "web", "tty")
+    with pytest.raises(FailedPrecondition, match="cannot resize a stopped container"):
+        await host.tasks.resize_pty(NS, "web", "tty", 1, 1)
+    await host.tasks.delete_process(NS, "web", "tty")
+
+
+async def test_a_wait_for_what_never_ran_ends_with_its_delete(host: Host) -> None:
+    await host.run("web")
+    await host.tasks.exec(NS, "web", "one", PROCESS)
+    with trio.move_on_after(0.05):
+        await host.tasks.wait(NS, "web", "one")
+    async with trio.open_nursery() as nursery:
+
+        async def wait() -> None:
+            with pytest.raises(NotFound, match="deleted before it ended"):
+                await host.tasks.wait(NS, "web", "one")
+
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        await host.tasks.delete_process(NS, "web", "one")
+        nursery.start_soon(trio.sleep, 0)
+    await host.end("web")
+
+
+async def test_shim_and_fork_server_may_fall_together(host: Host) -> None:
+    await host.run("web", "sh", "-c", "sleep 0.5; exit 8")
+    await host.tasks.exec(NS, "web", "one", process("sh", "-c", "sleep 0.3; exit 2"))
+    await host.tasks.start(NS, "web", "one")
+    server = host.system.whereis(FORK_SERVER)
+    assert server is not None
+    os.kill((await server.call(GetServer())).pid, signal.SIGKILL)
+    os.kill(host.shim_pid("web"), signal.SIGKILL)
+    await server.wait_exit()
+    await Shims.spawn(name=FORK_SERVER)
+    assert (await host.tasks.wait(NS, "web", "one"))[0] in (2, 255)
+    assert (await host.tasks.wait(NS, "web"))[0] == 8
+    exits = [event for event in await host.events("web") if event.topic == "/tasks/exit"]
+    assert [event.payload["id"] for event in exits] == ["one", "web"]
+
+
+async def test_two_creates_of_one_task_make_one(host: Host) -> None:
+    await host.container("web", *SLEEP)
+    outcomes: list[str] = []
+
+    async def create() -> None:
+        try:
+            await host.tasks.create(NS, "web", host.rootfs)
+            outcomes.append("made")
+        except AlreadyExists as error:
+            outcomes.append(str(error))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(create)
+    assert sorted(outcomes) == ["made", *["task web: already exists"] * 3]
 
 
 async def test_an_interface_is_added_between_create_and_start(host: Host) -> None:
