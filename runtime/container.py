@@ -74,6 +74,7 @@ class Container:
         self.runner = Runner(poller, bundle, sealed)
         self._memory: MemoryWatch | None = None
         self._deleting: set[str] = set()
+        self._isolated = False
 
     # --- from nothing to running
 
@@ -323,7 +324,10 @@ class Container:
 
     def isolate(self) -> None:
         """Puts us into a mount namespace of our own, in which crun finds cgroups that it knows."""
+        if self._isolated:  # a second create after one that failed
+            return
         kernel.unshare(kernel.CLONE_NEWNS)
+        self._isolated = True
         # Slave, not private: what the host unmounts must not live on through us.
         kernel.mount(None, "/", None, kernel.MS_SLAVE | kernel.MS_REC)
         if cgroup.layout() is cgroup.Layout.HYBRID:

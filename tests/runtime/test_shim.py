@@ -15,6 +15,7 @@ from holdfast.actors.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    Unavailable,
     Unimplemented,
     Unknown,
 )
@@ -70,6 +71,42 @@ async def test_a_container_runs_to_its_exit_and_leaves_nothing(house, runtime) -
     with trio.fail_after(5):
         while (task.bundle / "shim.sock").exists():
             await trio.sleep(0.01)
+
+
+async def test_the_host_sees_neither_mounts_nor_new_directories(house) -> None:
+    def seen() -> list[str]:
+        unified = sorted(map(str, Path("/sys/fs/cgroup/unified").glob("**")))
+        return [*unified, *Path("/proc/self/mountinfo").read_text().splitlines()]
+
+    before = seen()
+    task = await house.task(SLEEP)
+    await task.create()
+    await task.client.start()
+    during = seen()
+    await task.client.kill(9)
+    await task.exited()
+    await task.client.delete()
+    ours = [line for line in during if line not in before and task.id in line]
+    assert ours == []
+    assert [line for line in seen() if task.id in line] == []
+
+
+async def test_a_second_delete_is_refused_while_the_first_is_at_work(house) -> None:
+    task = await house.task(SLEEP)
+    await task.create()
+    outcomes: list[str] = []
+
+    async def delete() -> None:
+        try:
+            await task.client.delete()
+            outcomes.append("deleted")
+        except (Unavailable, NotFound) as error:
+            outcomes.append(type(error).__name__)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(delete)
+        nursery.start_soon(delete)
+    assert sorted(outcomes) in (["Unavailable", "deleted"], ["NotFound", "deleted"])
 
 
 async def test_the_shim_leaves_no_descriptor_behind_after_delete(house, settings) -> None:
