@@ -515,6 +515,20 @@ async def test_a_hung_shim_holds_up_its_own_task_alone(root: Path, busybox_root:
         await host.tasks.delete(NS, "stuck")
 
 
+async def test_a_task_without_its_actor_is_unavailable(root: Path, busybox_root: Path) -> None:
+    async with life(root, busybox_root, Limits(link_within_s=0.1, shim_within_s=0.2)) as host:
+        await host.run("web")
+        actor = host.system.whereis(task_name(NS, "web"))
+        assert actor is not None
+        actor.shutdown()
+        await actor.wait_exit()
+        with pytest.raises(Unavailable, match="its actor is not running"):
+            await host.tasks.list_pids(NS, "web")
+        assert await host.tasks.metrics(NS) == []
+        assert (await host.recover()).tasks == 1
+        await host.end("web")
+
+
 async def test_the_next_life_finds_every_task_and_tells_what_it_missed(
     root: Path, busybox_root: Path
 ) -> None:
