@@ -7,7 +7,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -182,8 +182,31 @@ class House:
 
 def cgroups_of(id: str) -> list[str]:
     """Every directory of a cgroup tree that is named by the id."""
-    top = Path("/sys/fs/cgroup")
-    return [str(path) for path in top.glob(f"*/**/{id}*") if path.is_dir()]
+    # os.walk, unlike glob, bears that others' cgroups vanish meanwhile.
+    return [
+        os.path.join(path, name)
+        for path, names, _ in os.walk("/sys/fs/cgroup")
+        for name in names
+        if name.startswith(id)
+    ]
+
+
+@pytest.fixture
+def residue() -> Callable[[Task], list[str]]:
+    """What a deleted container must not leave, by name: cgroups, state, mounts, files."""
+
+    def find(task: Task) -> list[str]:
+        left = cgroups_of(task.id)
+        for name in ("/run/crun", "/run/runc"):
+            left += [str(path) for path in Path(name).glob(f"{task.id}*")]
+        mountinfo = Path("/proc/self/mountinfo").read_text()
+        left += [line for line in mountinfo.splitlines() if task.id in line]
+        left += [str(path) for path in (task.bundle / "rootfs").iterdir()]
+        kept = ("config.json", "rootfs", "exits", "shim.json", "shim.sock")
+        left += [path.name for path in task.bundle.iterdir() if path.name not in kept]
+        return left
+
+    return find
 
 
 def end_process(pid: int) -> None:

@@ -153,6 +153,29 @@ async def test_a_create_that_died_with_its_shim_is_undone(house) -> None:
     await dead(pid)
 
 
+@pytest.mark.parametrize("knows_pid", [True, False])
+async def test_a_start_that_died_with_its_shim_is_settled(house, settings, knows_pid) -> None:
+    task = await house.task(["/bin/sleep", "1000"])
+    await task.create()
+    await task.client.start()
+    await task.client.exec("e", spec(settings, "sleep 1000"), Stdio())
+    pid = await task.client.start("e")
+    await kill_shim(task)
+    # As they stand between the runtime's work and the shim's knowing of it.
+    saved = json.loads((task.bundle / "shim.json").read_text())
+    for entry in saved["processes"]:
+        entry["status"] = "starting"
+        if entry["exec_id"]:
+            entry["identity"] = None
+    (task.bundle / "shim.json").write_text(json.dumps(saved))
+    # A pid of some other process is not believed.
+    (task.bundle / "exec-e.pid").write_text(str(pid if knows_pid else os.getpid()))
+    await task.connect(adopt=True)
+    assert (await task.client.process_state()).status == "running"
+    found = await task.client.process_state("e")
+    assert (found.pid, found.status) == ((pid, "running") if knows_pid else (0, "created"))
+
+
 async def test_an_adopted_bundle_without_a_past_is_a_fresh_shim(house) -> None:
     task = house.bundle(["/bin/true"])
     await task.connect(adopt=True)

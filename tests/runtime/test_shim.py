@@ -33,25 +33,8 @@ def spec(settings: Any, *args: str, **more: Any) -> bytes:
     return json.dumps({**settings, "args": list(args), **more}).encode()
 
 
-def residue(task: Any) -> list[str]:
-    """What a deleted container must not leave, here and in every mount namespace."""
-    top = Path("/sys/fs/cgroup")
-    left = [str(path) for path in top.glob(f"*/**/{task.id}*") if path.is_dir()]
-    for name in ("/run/crun", "/run/runc"):
-        left += [str(path) for path in Path(name).glob(f"{task.id}*")]
-    mountinfo = Path("/proc/self/mountinfo").read_text()
-    left += [line for line in mountinfo.splitlines() if task.id in line]
-    left += [str(path) for path in (task.bundle / "rootfs").iterdir()]
-    left += [
-        path.name
-        for path in task.bundle.iterdir()
-        if path.name not in ("config.json", "rootfs", "exits", "shim.json", "shim.sock")
-    ]
-    return left
-
-
 @pytest.mark.parametrize("runtime", RUNTIMES)
-async def test_a_container_runs_to_its_exit_and_leaves_nothing(house, runtime) -> None:
+async def test_a_container_runs_to_its_exit_and_leaves_nothing(house, residue, runtime) -> None:
     task = await house.task(["/bin/sh", "-c", "exit 7"], cgroup_mount=True)
     pid = await task.create(options=RuntimeOptions(binary_name=runtime))
     assert (await task.client.process_state()).status == "created"
@@ -75,7 +58,7 @@ async def test_a_container_runs_to_its_exit_and_leaves_nothing(house, runtime) -
 
 async def test_the_host_sees_neither_mounts_nor_new_directories(house) -> None:
     def seen() -> list[str]:
-        unified = sorted(map(str, Path("/sys/fs/cgroup/unified").glob("**")))
+        unified = [path for path, _, _ in os.walk("/sys/fs/cgroup/unified")]
         return [*unified, *Path("/proc/self/mountinfo").read_text().splitlines()]
 
     before = seen()
@@ -109,7 +92,7 @@ async def test_a_second_delete_is_refused_while_the_first_is_at_work(house) -> N
     assert sorted(outcomes) in (["Unavailable", "deleted"], ["NotFound", "deleted"])
 
 
-async def test_the_shim_leaves_no_descriptor_behind_after_delete(house, settings) -> None:
+async def test_the_shim_leaves_no_descriptor_behind_after_delete(house, residue, settings) -> None:
     task = await house.task(SLEEP)
     before = set(os.listdir(f"/proc/{task.shim_pid}/fd"))
     stdin, stdout = task.fifo("in"), task.fifo("out")
@@ -158,7 +141,7 @@ async def test_kill_reaches_the_first_process(house) -> None:
         await task.client.kill(signal.SIGKILL)
 
 
-async def test_a_created_container_can_be_deleted_without_a_start(house) -> None:
+async def test_a_created_container_can_be_deleted_without_a_start(house, residue) -> None:
     task = await house.task(SLEEP)
     pid = await task.create()
     deleted = await task.client.delete()
@@ -213,7 +196,7 @@ async def test_a_failed_exec_says_why_and_can_be_deleted(house, settings) -> Non
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-async def test_a_failed_create_says_why_and_leaves_nothing(house, runtime) -> None:
+async def test_a_failed_create_says_why_and_leaves_nothing(house, residue, runtime) -> None:
     task = await house.task(["/no/such/program"])
     options = RuntimeOptions(binary_name=runtime)
     try:
@@ -305,7 +288,7 @@ async def test_kill_all_reaches_every_process(house, settings) -> None:
     assert task.events[-1].exec_id == ""  # the first process's exit is told last
 
 
-async def test_processes_left_in_a_shared_pid_namespace_end_with_the_first(house) -> None:
+async def test_processes_left_in_a_shared_pid_namespace_end_with_the_first(house, residue) -> None:
     task = await house.task(
         ["/bin/sh", "-c", "sleep 1000 & exit 4"], namespaces=["ipc", "uts", "mount", "network"]
     )
@@ -326,7 +309,7 @@ async def test_want_of_memory_is_told(house) -> None:
     await task.out_of_memory()
 
 
-async def test_a_hook_makes_the_runtime_do_what_we_else_do_ourselves(house) -> None:
+async def test_a_hook_makes_the_runtime_do_what_we_else_do_ourselves(house, residue) -> None:
     stamp = house.state / "stamp"
     hook = {"path": "/bin/sh", "args": ["sh", "-c", f"echo hook >> {stamp}"]}
     task = await house.task(["/bin/true"], hooks={"poststart": [hook], "poststop": [hook]})
@@ -353,7 +336,7 @@ async def test_a_cycle_executes_the_runtime_once(house, settings, monkeypatch) -
     assert len(log.read_text().splitlines()) == 1
 
 
-async def test_a_hanging_runtime_does_not_keep_others_from_their_answer(house) -> None:
+async def test_a_hanging_runtime_does_not_keep_others_from_their_answer(house, residue) -> None:
     hanging = house.state / "hanging"
     hanging.write_text("#!/bin/sh\nexec sleep 1000\n")
     hanging.chmod(0o755)
