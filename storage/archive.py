@@ -19,7 +19,7 @@ import posixpath
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import BinaryIO, cast
+from typing import BinaryIO, Protocol, cast
 
 import trio
 
@@ -102,7 +102,7 @@ class _Members:
 async def import_archive(
     content: ContentStore,
     namespace: str,
-    source: BinaryIO,
+    source: "Source",
     *,
     base_name: str = "",
     index_name: str = "",
@@ -210,7 +210,7 @@ class _Sink:
 
 
 def _read_members(
-    source: BinaryIO,
+    source: "Source",
     members: _Members,
     limits: Limits,
     keep: Callable[[str, Digest | None, int, Iterator[bytes]], None],
@@ -263,12 +263,20 @@ def _blob_name(name: str) -> Digest | None:
             return None
 
 
+class Source(Protocol):
+    """An archive's bytes. `read` is called in a thread, and may block."""
+
+    def read(self, count: int, /) -> bytes:
+        """Between 1 and `count` bytes; none at the end."""
+        ...
+
+
 class _Plain:
     """The plain bytes of a stream by `read`, counted."""
 
-    def __init__(self, source: BinaryIO, bytes_max: int) -> None:
-        self._pieces = plain_pieces(source)
-        self._current = b""
+    def __init__(self, source: Source, bytes_max: int) -> None:
+        self._pieces = plain_pieces(cast("BinaryIO", source))
+        self._current: bytes = b""
         self._at = 0
         self._left = bytes_max
         self._bytes_max = bytes_max
@@ -276,7 +284,8 @@ class _Plain:
     def read(self, count: int) -> bytes:
         """Between 1 and `count` bytes; none at the end."""
         if self._at == len(self._current):
-            self._current, self._at = next(self._pieces, b""), 0
+            self._current = next(self._pieces, b"")
+            self._at = 0
             self._left -= len(self._current)
             if self._left < 0:
                 raise ResourceExhausted(f"archive: more than {self._bytes_max} bytes")

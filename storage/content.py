@@ -134,7 +134,7 @@ class ContentStore:
 
     def __init__(self, root: Path, store: Store, spawn: Spawn) -> None:
         self._root = root
-        self._store = store
+        self.store = store
         self._spawn = spawn
         self._holds: dict[tuple[str, str], _Hold] = {}
         self._digest_locks: dict[Digest, tuple[trio.Lock, int]] = {}
@@ -176,7 +176,7 @@ class ContentStore:
         """The records that match any of the filters, in the order of their digests."""
         check_namespace(namespace)
         accepts = compile_filters(filters)
-        rows = self._store.scan("content", namespace)
+        rows = self.store.scan("content", namespace)
         infos = [_info(row.key, row.value) for row in rows]
         return [info for info in infos if accepts(partial(content_field, info))]
 
@@ -202,7 +202,7 @@ class ContentStore:
             tx.put("content", namespace, digest, changed)
             return _info(digest, changed)
 
-        return await self._store.write(work)
+        return await self.store.write(work)
 
     async def delete(self, namespace: str, digest: str, *, lease: str = "") -> None:
         """Forget a blob in this namespace; its file goes with the last namespace that has it."""
@@ -217,7 +217,7 @@ class ContentStore:
             tx.emit(namespace, "/content/delete", "containerd.events.ContentDelete", payload)
 
         async with self._locked(parsed):
-            await self._store.write(work)
+            await self.store.write(work)
             await self._drop_file(parsed)
 
     async def reclaim(self, garbage: Garbage) -> None:
@@ -229,7 +229,7 @@ class ContentStore:
                     await self._drop_file(digest)
             case "ingest":
                 key = (garbage.namespace, garbage.key)
-                if key not in self._holds and self._store.get("ingest", *key) is None:
+                if key not in self._holds and self.store.get("ingest", *key) is None:
                     # Held while it goes, so that nobody opens it meanwhile.
                     hold = self._hold(*key)
                     try:
@@ -327,13 +327,13 @@ class ContentStore:
         release = partial(self._release, namespace, ref, hold)
         try:
             if digest is not None and self.has(namespace, digest):
-                await self._store.write(
+                await self.store.write(
                     lambda tx: lease_resource(tx, namespace, lease, "content", digest)
                 )
                 raise AlreadyExists(f"content {digest}: already exists")
             shared = self._shareable(digest, total)
-            before = self._store.get("ingest", namespace, ref)
-            record = await self._store.write(
+            before = self.store.get("ingest", namespace, ref)
+            record = await self.store.write(
                 partial(_begin, namespace, ref, total, expected, lease, shared)
             )
             totals_differ = before is not None and total and before["total"] not in (0, total)
@@ -363,7 +363,7 @@ class ContentStore:
     async def status(self, namespace: str, ref: str) -> IngestStatus:
         """How far an ingest has come, open or not."""
         check_namespace(namespace)
-        record = self._store.get("ingest", namespace, ref)
+        record = self.store.get("ingest", namespace, ref)
         if record is None:
             raise NotFound(f"reference {ref}: not found")
         return await self._status(namespace, ref, record)
@@ -376,7 +376,7 @@ class ContentStore:
         accepts = compile_filters(filters)
         rows = [
             row
-            for row in self._store.scan("ingest", namespace)
+            for row in self.store.scan("ingest", namespace)
             if accepts(partial(_ref_field, row.key))
         ]
         return [await self._status(namespace, row.key, row.value) for row in rows]
@@ -389,7 +389,7 @@ class ContentStore:
             if not tx.delete("ingest", namespace, ref):
                 raise NotFound(f"reference {ref}: not found")
 
-        await self._store.write(work)
+        await self.store.write(work)
         hold = self._holds.get((namespace, ref))
         if hold is not None and hold.actor is not None:
             await Ingest(hold.actor, hold.released, ref=ref).abort()
@@ -398,7 +398,7 @@ class ContentStore:
         except Unavailable:
             return  # opened anew meanwhile: it is that one's now
         try:
-            if self._store.get("ingest", namespace, ref) is None:
+            if self.store.get("ingest", namespace, ref) is None:
                 await trio.to_thread.run_sync(_remove, self._ingest_path(namespace, ref))
         finally:
             self._release(namespace, ref, hold)
@@ -430,7 +430,7 @@ class ContentStore:
     # -- inside
 
     def _require(self, namespace: str, digest: Digest) -> Record:
-        record = self._store.get("content", namespace, digest)
+        record = self.store.get("content", namespace, digest)
         if record is None:
             raise _not_found(digest)
         return record
@@ -438,12 +438,12 @@ class ContentStore:
     def has(self, namespace: str, digest: Digest) -> bool:
         """Whether the namespace has the blob, record and file."""
         # A record whose file is lost does not count: the blob may be written anew.
-        recorded = self._store.get("content", namespace, digest) is not None
+        recorded = self.store.get("content", namespace, digest) is not None
         return recorded and self.blob_path(digest).exists()
 
     def _referenced(self, digest: Digest) -> Record | None:
-        for namespace in self._store.scan("namespace", ""):
-            record = self._store.get("content", namespace.key, digest)
+        for namespace in self.store.scan("namespace", ""):
+            record = self.store.get("content", namespace.key, digest)
             if record is not None:
                 return record
         return None
@@ -486,7 +486,7 @@ class ContentStore:
             elif not target.exists():
                 raise Unavailable(f"content {digest} went away meanwhile: unavailable")
             try:
-                created = await self._store.write(work)
+                created = await self.store.write(work)
             except BaseException:
                 # The file must not stay linked twice: the ingest may write on.
                 with trio.CancelScope(shield=True):

@@ -73,9 +73,9 @@ class Resolved:
     config: ImageConfig
 
     @property
-    def chain_id(self) -> Digest | None:
-        """The snapshot of all its layers; None when it has no layer."""
-        return (chain_ids(self.config.diff_ids) or (None,))[-1]
+    def chain_id(self) -> str:
+        """The snapshot of all its layers; empty, as a parent may be, when it has no layer."""
+        return (chain_ids(self.config.diff_ids) or ("",))[-1]
 
 
 async def resolve(
@@ -168,7 +168,7 @@ async def unpack(
 
 def is_unpacked(snapshotter: Snapshotter, namespace: str, image: Resolved) -> bool:
     """Whether the image's top snapshot is there; those below it are then, too."""
-    return image.chain_id is None or _exists(snapshotter, namespace, image.chain_id)
+    return not image.chain_id or _exists(snapshotter, namespace, image.chain_id)
 
 
 def _exists(snapshotter: Snapshotter, namespace: str, name: str) -> bool:
