@@ -249,10 +249,11 @@ class Host:
             await self.tasks.delete(namespace, name)
         except NotFound:
             pass  # it has no task
-        await self.containers.delete(namespace, name)
+        # The snapshot first: without the record it would be garbage, and the collector faster.
         if container.snapshot_key:
             snapshots = self.snapshotter(container.snapshotter)
             await snapshots.remove(namespace, container.snapshot_key)
+        await self.containers.delete(namespace, name)
         logs = self._logs(namespace, name)
         await trio.to_thread.run_sync(partial(shutil.rmtree, logs, ignore_errors=True))
 
@@ -422,6 +423,7 @@ async def build(config: Config, system: System, store: Store) -> Host:
         launcher=Launcher(
             images,
             containers,
+            leases,
             snapshotters,
             image_keeper,
             partial(_accounts, workers),

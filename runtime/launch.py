@@ -17,6 +17,7 @@ from ..storage.containers import Container, Containers, Opaque, Runtime
 from ..storage.image_config import ImageConfig, offered_labels
 from ..storage.image_keeper import ImageKeeper
 from ..storage.images import Images
+from ..storage.leases import Leases
 from ..storage.reference import normalize
 from ..storage.snapshotter import Mount, Snapshotter
 from .spec import BindMount, User, Wishes, image_args, make_spec, merge_env, spec_bytes
@@ -56,6 +57,7 @@ class Launcher:
         self,
         images: Images,
         containers: Containers,
+        leases: Leases,
         snapshotters: Mapping[str, Snapshotter],
         image_keeper: ImageKeeper,
         files: PasswordFiles,
@@ -63,6 +65,7 @@ class Launcher:
     ) -> None:
         self._images = images
         self._containers = containers
+        self._leases = leases
         self._snapshotters = snapshotters
         self._image_keeper = image_keeper
         self._files = files
@@ -75,28 +78,30 @@ class Launcher:
         image = self._images.get(namespace, image_name)
         snapshotter = self._snapshotter(wanted.snapshotter)
         unpacked = await self._image_keeper.unpack(namespace, image, snapshotter)
-        mounts = await snapshotter.prepare(namespace, name, unpacked.chain_id or "")
-        try:
-            wishes = await self._wishes(wanted, unpacked.config, mounts)
-            container = Container(
-                id=name,
-                runtime=Runtime(name=RUNTIME),
-                spec=Opaque(
-                    type_url=SPEC_URL, value=spec_bytes(make_spec(namespace, name, wishes))
-                ),
-                labels={**offered_labels(unpacked.config), **wanted.labels},
-                image=image_name,
-                snapshotter=snapshotter.name,
-                snapshot_key=name,
-            )
-            return await self._containers.create(namespace, container)
-        except BaseException:
-            with trio.CancelScope(shield=True):
-                try:
-                    await snapshotter.remove(namespace, name)
-                except Refusal:
-                    pass  # the first failure is what the caller is told
-            raise
+        # Until the record refers to it, the lease holds the snapshot.
+        async with self._leases.held(namespace) as lease:
+            parent = unpacked.chain_id or ""
+            mounts = await snapshotter.prepare(namespace, name, parent, lease=lease)
+            try:
+                wishes = await self._wishes(wanted, unpacked.config, mounts)
+                spec = spec_bytes(make_spec(namespace, name, wishes))
+                container = Container(
+                    id=name,
+                    runtime=Runtime(name=RUNTIME),
+                    spec=Opaque(type_url=SPEC_URL, value=spec),
+                    labels={**offered_labels(unpacked.config), **wanted.labels},
+                    image=image_name,
+                    snapshotter=snapshotter.name,
+                    snapshot_key=name,
+                )
+                return await self._containers.create(namespace, container)
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    try:
+                        await snapshotter.remove(namespace, name)
+                    except Refusal:
+                        pass  # the first failure is what the caller is told
+                raise
 
     def _snapshotter(self, name: str) -> Snapshotter:
         found = self._snapshotters.get(name or self._default)

@@ -8,25 +8,19 @@ The lease holds what a job has made until the image's name and labels hold it: a
 runs in between takes nothing away. It expires by itself, should the daemon fall in the middle.
 """
 
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from typing import BinaryIO
-
-import trio
 
 from ..actors.errors import AlreadyExists, InvalidArgument, NotFound
 from .archive import export_archive, import_archive
 from .content import ContentStore
 from .images import Image, Images
-from .leases import EXPIRE_LABEL, Leases
+from .leases import Leases
 from .platform import host
 from .snapshotter import Snapshotter
 from .unpack import Resolved, is_unpacked, resolve, unpack
 from .workers import Workers
-
-JOB_LEASE_HOURS = 24
 
 
 class ImageKeeper:
@@ -48,7 +42,7 @@ class ImageKeeper:
         A name that exists points to the new image afterwards. An archive whose images have no
         name is refused unless `base_name` gives them one. `source` is read in a thread.
         """
-        async with self._lease(namespace) as lease:
+        async with self._leases.held(namespace) as lease:
             found = await import_archive(
                 self._content,
                 namespace,
@@ -75,7 +69,7 @@ class ImageKeeper:
                 return ready
         except NotFound:
             pass  # told below, with what is missing
-        async with self._lease(namespace) as lease:
+        async with self._leases.held(namespace) as lease:
             return await unpack(
                 self._content,
                 snapshotter,
@@ -101,17 +95,3 @@ class ImageKeeper:
             return await self._images.update(
                 namespace, replace(current, target=image.target), ["target"]
             )
-
-    @asynccontextmanager
-    async def _lease(self, namespace: str) -> AsyncGenerator[str]:
-        expires = datetime.now(UTC) + timedelta(hours=JOB_LEASE_HOURS)
-        labels = {EXPIRE_LABEL: expires.strftime("%Y-%m-%dT%H:%M:%SZ")}
-        lease = await self._leases.create(namespace, labels=labels)
-        try:
-            yield lease.id
-        finally:
-            with trio.CancelScope(shield=True):
-                try:
-                    await self._leases.delete(namespace, lease.id)
-                except NotFound:
-                    pass  # somebody deleted it meanwhile

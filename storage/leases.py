@@ -12,9 +12,13 @@ from __future__ import annotations
 import base64
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from functools import partial
+
+import trio
 
 from ..actors.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented
 from .filters import compile_filters
@@ -23,6 +27,8 @@ from .store import Record, Store, Transaction
 
 EXPIRE_LABEL = "containerd.io/gc.expire"
 FLAT_LABEL = "containerd.io/gc.flat"
+
+JOB_HOURS_MAX = 24
 
 # Lease ids and refs may hold any character but this one.
 _SEPARATOR = "\0"
@@ -75,6 +81,22 @@ class Leases:
             return Lease(id=lease_id, labels=kept, created_at=tx.now_ns)
 
         return await self._store.write(work)
+
+    @asynccontextmanager
+    async def held(self, namespace: str) -> AsyncGenerator[str]:
+        """A lease for the length of a job; its id. It expires by itself after a day, should
+        nobody be left to give it up."""
+        expires = datetime.now(UTC) + timedelta(hours=JOB_HOURS_MAX)
+        labels = {EXPIRE_LABEL: expires.strftime("%Y-%m-%dT%H:%M:%SZ")}
+        lease = await self.create(namespace, labels=labels)
+        try:
+            yield lease.id
+        finally:
+            with trio.CancelScope(shield=True):
+                try:
+                    await self.delete(namespace, lease.id)
+                except NotFound:
+                    pass  # somebody deleted it meanwhile
 
     async def delete(self, namespace: str, lease_id: str) -> None:
         """Give up a lease and what it holds."""

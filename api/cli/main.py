@@ -61,8 +61,9 @@ for _command in (
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with its status."""
     try:
-        cli.main(args=args, prog_name="holdfast", standalone_mode=False)
-        sys.exit(0)
+        # Without standalone mode click hands the status of an exit back as the result.
+        status = cli.main(args=args, prog_name="holdfast", standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

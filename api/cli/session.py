@@ -85,14 +85,15 @@ class Session:
         return await self.call("Tasks/Delete", request, tasks_pb2.DeleteResponse)
 
     async def delete_container(self, container: containers_pb2.Container) -> None:
-        """The record, then its snapshot."""
-        gone = containers_pb2.DeleteContainerRequest(id=container.id)
-        await self.call("Containers/Delete", gone, Empty)
+        """Its snapshot, then the record: without the record the snapshot would be garbage, and
+        the collector may be faster."""
         if container.snapshot_key:
             removed = snapshots_pb2.RemoveSnapshotRequest(
                 snapshotter=container.snapshotter, key=container.snapshot_key
             )
             await self.call("Snapshots/Remove", removed, Empty)
+        gone = containers_pb2.DeleteContainerRequest(id=container.id)
+        await self.call("Containers/Delete", gone, Empty)
 
     async def info(self) -> admin_pb2.InfoResponse:
         return await self.call("admin/Info", admin_pb2.InfoRequest(), admin_pb2.InfoResponse)

@@ -45,12 +45,14 @@ class Holdfast:
 
     def run(self, *words: str, code: int = 0, stdin: str | None = None) -> str:
         done = self.raw(*words, stdin=stdin)
-        assert done.returncode == code, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        said = f"{words}: {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        assert done.returncode == code, said
         return done.stdout
 
     def refused(self, *words: str, code: int = 1) -> str:
         done = self.raw(*words)
-        assert done.returncode == code, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        said = f"{words}: {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        assert done.returncode == code, said
         return done.stderr
 
     def records(self, *words: str) -> list[dict[str, object]]:
@@ -250,8 +252,7 @@ def test_images_come_and_go(holdfast: Holdfast, daemon: Daemon, tmp_path: Path) 
 def test_an_archive_that_is_none_is_refused(holdfast: Holdfast, tmp_path: Path) -> None:
     (tmp_path / "no.tar").write_bytes(b"this is no archive" * 1000)
     said = holdfast.refused("import", str(tmp_path / "no.tar"))
-    assert said.startswith("holdfast: ")
-    assert len(said.splitlines()) <= 2
+    assert said.splitlines()[-1].startswith("holdfast: tar: ")
 
 
 def test_stores_are_listed(holdfast: Holdfast) -> None:
@@ -263,7 +264,7 @@ def test_stores_are_listed(holdfast: Holdfast) -> None:
 
 def test_the_daemon_tells_about_itself(holdfast: Holdfast, name: str) -> None:
     holdfast.run("run", "-d", "--name", name, IMAGE, "sleep", "1000")
-    assert re.search(r"client +\S+\ndaemon +\S+", holdfast.run("version"))
+    assert re.search(r"client +\S.*\ndaemon +\S", holdfast.run("version"))
     facts = json.loads(holdfast.run("info", "--format", "json"))
     assert facts["runtime"].split()[0] in ("crun", "runc")
     assert facts["cgroups"] in ("v1", "hybrid", "v2")
