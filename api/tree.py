@@ -82,11 +82,19 @@ def host_tree(
             OFTEN,
             [
                 ChildSpec(FORK_SERVER, Shims, name=FORK_SERVER),
-                # One per container task and per exec, added as clients ask.
-                dynamic(TASKS, OFTEN, name=TASKS, backoff=BACKOFF),
-                dynamic(EXECS, OFTEN, name=EXECS, backoff=BACKOFF),
-                # Brings back the tasks of an earlier life, beside everything else.
-                ChildSpec("recovery", Recoverer, args=(ground, start_task, start_exec)),
+                Tree(
+                    "containers",
+                    Strategy.REST_FOR_ONE,
+                    OFTEN,
+                    [
+                        # One per container task and per exec, added as clients ask.
+                        dynamic(TASKS, OFTEN, name=TASKS, backoff=BACKOFF),
+                        dynamic(EXECS, OFTEN, name=EXECS, backoff=BACKOFF),
+                        # Brings back recorded tasks, beside everything else: those of an earlier
+                        # life, and all of them when a supervisor above had to start anew.
+                        ChildSpec("recovery", Recoverer, args=(ground, start_task, start_exec)),
+                    ],
+                ),
             ],
             name="runtime",
         ),

@@ -163,8 +163,9 @@ async def _started(
         request = tasks_pb2.StartRequest(container_id=name, exec_id=exec_id)
         await session.call("Tasks/Start", request, tasks_pb2.StartResponse)
 
-    async with _passing(session, name, exec_id, names, terminal):
+    async with _passing(session, name, exec_id, names, terminal) as running:
         await start()
+        running.set()
         size = stdio.window() if terminal else None
         if size is not None:
             await _resize(session, name, exec_id, *size)
@@ -174,16 +175,17 @@ async def _started(
 @asynccontextmanager
 async def _passing(
     session: Session, name: str, exec_id: str, names: stdio.Pipes, terminal: bool
-) -> AsyncGenerator[None]:
-    """Within the block our stdio, window and signals are the process's."""
+) -> AsyncGenerator[trio.Event]:
+    """Within the block our stdio, window and signals are the process's; stdin once it runs."""
     with stdio.raw_terminal() if terminal else _nothing():
         async with trio.open_nursery() as nursery:
             if terminal:
                 nursery.start_soon(stdio.follow_window, partial(_resize, session, name, exec_id))
             else:
                 nursery.start_soon(stdio.forward_signals, partial(_kill, session, name, exec_id))
-            async with stdio.copied(names, partial(_close_stdin, session, name, exec_id)):
-                yield
+            closing = partial(_close_stdin, session, name, exec_id)
+            async with stdio.copied(names, closing) as running:
+                yield running
             nursery.cancel_scope.cancel()
 
 
@@ -322,7 +324,8 @@ async def _attach(where: Where, name: str) -> int:
             raise FailedPrecondition(
                 f"container {name}: {missing[0]} is gone with its first client"
             )
-        async with _passing(session, name, "", names, process.terminal):
+        async with _passing(session, name, "", names, process.terminal) as running:
+            running.set()
             return await session.wait(name)
 
 

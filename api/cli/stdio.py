@@ -55,12 +55,16 @@ def pipes(*, interactive: bool, terminal: bool) -> Generator[Pipes]:
 
 
 @asynccontextmanager
-async def copied(names: Pipes, close_stdin: Callable[[], Awaitable[None]]) -> AsyncGenerator[None]:
+async def copied(
+    names: Pipes, close_stdin: Callable[[], Awaitable[None]]
+) -> AsyncGenerator[trio.Event]:
     """Copy between our own stdio and the FIFOs within the block.
 
-    Leaving the block drains what the process wrote before it ended. `close_stdin` is called
-    once our own stdin has ended and its last byte is in the FIFO.
+    Our stdin is read once the given event is set: a FIFO keeps no byte unless the process has
+    its end. Leaving the block drains what the process wrote before it ended. `close_stdin` is
+    called once our own stdin has ended and its last byte is in the FIFO.
     """
+    running = trio.Event()
     outputs = [
         (_open(path), target) for path, target in ((names.stdout, 1), (names.stderr, 2)) if path
     ]
@@ -70,8 +74,8 @@ async def copied(names: Pipes, close_stdin: Callable[[], Awaitable[None]]) -> As
             for fifo, target in outputs:
                 nursery.start_soon(_copy_out, fifo, target)
             if inward >= 0:
-                nursery.start_soon(_copy_in, inward, close_stdin)
-            yield
+                nursery.start_soon(_copy_in, inward, running, close_stdin)
+            yield running
             nursery.cancel_scope.cancel()
         for fifo, target in outputs:
             await _drain(fifo, target)
@@ -111,8 +115,11 @@ def _write_all(target: int, data: bytes) -> None:
         view = view[os.write(target, view) :]
 
 
-async def _copy_in(fifo: int, close_stdin: Callable[[], Awaitable[None]]) -> None:
+async def _copy_in(
+    fifo: int, running: trio.Event, close_stdin: Callable[[], Awaitable[None]]
+) -> None:
     """Our stdin may be a file, a pipe or a terminal: a thread reads it, given up when we end."""
+    await running.wait()
     while True:
         data = await trio.to_thread.run_sync(os.read, 0, CHUNK_BYTES, abandon_on_cancel=True)
         if not data:
