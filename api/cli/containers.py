@@ -13,7 +13,7 @@ from ...actors.errors import NotFound
 from ..proto import task_types_pb2
 from ..proto.services import containers_pb2, tasks_pb2
 from . import logs
-from .output import ago, moment, records, say
+from .output import ago, format_option, moment, records, say
 from .session import Session, Where
 
 COMMAND_WIDTH = 30
@@ -23,7 +23,7 @@ LIVE = (task_types_pb2.RUNNING, task_types_pb2.PAUSED, task_types_pb2.PAUSING)
 @click.command()
 @click.option("--all", "-a", "everything", is_flag=True, help="Show those that do not run, too.")
 @click.option("--quiet", "-q", is_flag=True, help="Names only.")
-@click.option("--format", "output_format", type=click.Choice(["table", "json"]), default="table")
+@format_option
 @click.pass_obj
 def ps(where: Where, everything: bool, quiet: bool, output_format: str) -> None:
     """List containers."""
@@ -91,7 +91,9 @@ def wait(where: Where, names: tuple[str, ...]) -> None:
 
 
 @click.command()
-@click.option("--signal", "-s", "name", default="KILL", show_default=True)
+@click.option(
+    "--signal", "-s", "name", default="KILL", show_default=True, help="By name or number."
+)
 @click.option("--all", "-a", "everyone", is_flag=True, help="Every process, not the first alone.")
 @click.argument("names", nargs=-1, required=True)
 @click.pass_obj
@@ -146,7 +148,7 @@ async def _each(where: Where, names: tuple[str, ...], path: str, kind: Any) -> N
 @click.argument("names", nargs=-1, required=True)
 @click.pass_obj
 def rm(where: Where, force: bool, names: tuple[str, ...]) -> None:
-    """Remove containers that have ended, with their snapshots and logs."""
+    """Remove ended containers, with snapshots and logs."""
 
     async def work() -> None:
         async with where.session() as session:

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from ...storage.reference import normalize
 from ..grpc.client import ClientCall
 from ..proto.services import admin_pb2, images_pb2
-from .output import ago, records, say
+from .output import ago, format_option, records, say
 from .session import Where
 
 CHUNK_BYTES = 1 << 20
@@ -23,7 +23,7 @@ CHUNK_BYTES = 1 << 20
 
 @click.group(invoke_without_command=True)
 @click.option("--quiet", "-q", is_flag=True, help="Names only.")
-@click.option("--format", "output_format", type=click.Choice(["table", "json"]), default="table")
+@format_option
 @click.pass_context
 def images(context: click.Context, quiet: bool, output_format: str) -> None:
     """List images, or work on one."""
@@ -68,11 +68,11 @@ def remove(where: Where, names: tuple[str, ...]) -> None:
 
 @click.command(name="import")
 @click.option("--base-name", default="", help="Names for images that bring none.")
-@click.option("--no-unpack", "skip_unpack", is_flag=True)
+@click.option("--no-unpack", "skip_unpack", is_flag=True, help="Leave that to the first run.")
 @click.argument("archive", type=click.Path(allow_dash=True))
 @click.pass_obj
 def import_(where: Where, base_name: str, skip_unpack: bool, archive: str) -> None:
-    """Take in images from an OCI or Docker archive; - reads standard input."""
+    """Take in an OCI or Docker archive; - is standard input."""
     trio.run(_import, where, archive, base_name, skip_unpack)
 
 
@@ -117,11 +117,17 @@ async def _feed(
 
 
 @click.command()
-@click.option("--output", "-o", required=True, type=click.Path(allow_dash=True))
+@click.option(
+    "--output",
+    "-o",
+    required=True,
+    type=click.Path(allow_dash=True),
+    help="The archive; - is standard output.",
+)
 @click.argument("names", nargs=-1, required=True)
 @click.pass_obj
 def export(where: Where, output: str, names: tuple[str, ...]) -> None:
-    """Write images as one OCI archive; - writes standard output."""
+    """Write images as one OCI archive."""
 
     async def work() -> None:
         request = admin_pb2.ExportRequest(images=[normalize(name) for name in names])

@@ -42,10 +42,22 @@ class Commands(click.Group):
     show_default=True,
     help="The namespace that containers and images are in.",
 )
+@click.option(
+    "--wait",
+    "wait_s",
+    type=click.FloatRange(min=0.0),
+    default=0.0,
+    metavar="SECONDS",
+    help="How long a daemon that is just starting may take to answer.",
+)
 @click.pass_context
-def cli(context: click.Context, address: str, namespace: str) -> None:
-    """Run containers under supervision."""
-    context.obj = Where(address.removeprefix("unix://"), namespace)
+def cli(context: click.Context, address: str, namespace: str, wait_s: float) -> None:
+    """Run containers under supervision.
+
+    Exit status: 0; 1 when the daemon refused, with one line on stderr; 2 when the command was
+    misused. run, exec and attach give the container's own.
+    """
+    context.obj = Where(address.removeprefix("unix://"), namespace, wait_s)
 
 
 for _command in (

@@ -6,7 +6,18 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import click
+
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+format_option = click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="A table for people, or a JSON object a line.",
+)
 
 
 def say(text: str) -> None:

@@ -30,24 +30,39 @@ SETTLE_S = 0.2  # a start that fails ends the attached stdio; its error is what 
 @click.option("--interactive", "-i", is_flag=True, help="Pass our standard input on.")
 @click.option("--tty", "-t", "terminal", is_flag=True, help="Give the container a terminal.")
 @click.option("--name", default="", help="The container's name; one is chosen otherwise.")
-@click.option("--env", "-e", multiple=True, metavar="NAME=VALUE")
-@click.option("--workdir", "-w", default="")
-@click.option("--user", "-u", default="", metavar="USER[:GROUP]")
-@click.option("--hostname", default="")
-@click.option("--volume", "-v", multiple=True, metavar="HOST:CONTAINER[:ro]")
-@click.option("--tmpfs", multiple=True, metavar="PATH")
+@click.option("--env", "-e", multiple=True, metavar="NAME=VALUE", help="Over the image's own.")
+@click.option("--workdir", "-w", default="", metavar="DIR", help="Where the command begins.")
+@click.option("--user", "-u", default="", metavar="USER[:GROUP]", help="Names or numbers.")
+@click.option("--hostname", default="", metavar="NAME", help="The container's name otherwise.")
+@click.option(
+    "--volume",
+    "-v",
+    multiple=True,
+    metavar="HOST:CONTAINER[:ro]",
+    help="Show a path of the host at a path of the container.",
+)
+@click.option("--tmpfs", multiple=True, metavar="PATH", help="Mount an empty tmpfs there.")
 @click.option("--read-only", is_flag=True, help="Mount the root filesystem read-only.")
-@click.option("--network", type=click.Choice(["none", "host"]), default="none", show_default=True)
+@click.option(
+    "--network",
+    type=click.Choice(["none", "host"]),
+    default="none",
+    show_default=True,
+    help="A network namespace with a loopback alone, or the host's.",
+)
 @click.option("--memory", "-m", default="", metavar="BYTES", help="A limit; k, m and g are known.")
-@click.option("--cpus", type=float, default=0.0)
-@click.option("--pids-limit", type=int, default=0)
-@click.option("--label", "-l", multiple=True, metavar="NAME=VALUE")
-@click.option("--snapshotter", default="")
+@click.option("--cpus", type=float, default=0.0, help="A limit; 1.5 is one and a half.")
+@click.option("--pids-limit", type=int, default=0, help="Processes and threads at most.")
+@click.option("--label", "-l", multiple=True, metavar="NAME=VALUE", help="Kept in the record.")
+@click.option("--snapshotter", default="", metavar="NAME", help="The daemon's own otherwise.")
 @click.argument("image")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def run(context: click.Context, /, image: str, command: tuple[str, ...], **given: Any) -> None:
-    """Run a command in a new container and give its exit status."""
+    """Run a command in a new container; give its exit status.
+
+    Without a daemon it brings its own host, which needs root.
+    """
     where: Where = context.obj
     request = admin_pb2.CreateContainerRequest(
         name=given["name"],
@@ -226,14 +241,14 @@ async def _tolerant(session: Session, path: str, request: Any) -> None:
 @click.option("--detach", "-d", is_flag=True, help="Run in the background.")
 @click.option("--interactive", "-i", is_flag=True, help="Pass our standard input on.")
 @click.option("--tty", "-t", "terminal", is_flag=True, help="Give the process a terminal.")
-@click.option("--env", "-e", multiple=True, metavar="NAME=VALUE")
-@click.option("--workdir", "-w", default="")
-@click.option("--user", "-u", default="", metavar="UID[:GID]")
+@click.option("--env", "-e", multiple=True, metavar="NAME=VALUE", help="Over the container's own.")
+@click.option("--workdir", "-w", default="", metavar="DIR", help="Where the command begins.")
+@click.option("--user", "-u", default="", metavar="UID[:GID]", help="Numbers.")
 @click.argument("name")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_context
 def exec_(context: click.Context, /, name: str, command: tuple[str, ...], **given: Any) -> None:
-    """Run a further command in a running container and give its exit status."""
+    """Run a command in a running container; give its exit status."""
     context.exit(trio.run(_exec, context.obj, name, command, given))
 
 
@@ -300,7 +315,7 @@ def _process(
 @click.argument("name")
 @click.pass_context
 def attach(context: click.Context, name: str) -> None:
-    """Take up the stdio of a running container and give its exit status."""
+    """Take up a container's stdio; give its exit status."""
     context.exit(trio.run(_attach, context.obj, name))
 
 

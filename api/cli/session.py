@@ -30,6 +30,7 @@ from ..proto.services import (
 A = TypeVar("A", bound=Message)
 
 CALL_WITHIN_S = 60.0
+RETRY_S = 0.05
 FOREVER = None
 
 
@@ -112,12 +113,13 @@ class Where:
 
     address: str
     namespace: str
+    wait_s: float = 0.0
 
     @asynccontextmanager
     async def session(self) -> AsyncGenerator[Session]:
         """A session with the daemon; Unavailable where none answers."""
         try:
-            transport = await trio.open_unix_socket(self.address)
+            transport = await self._reach()
         except OSError as error:
             raise Unavailable(
                 f"no daemon answers at {self.address} ({error.strerror}): start holdfastd,"
@@ -130,13 +132,24 @@ class Where:
     async def session_or_host(self) -> AsyncGenerator[Session]:
         """A session with the daemon, or with a host of our own where none answers."""
         try:
-            transport = await trio.open_unix_socket(self.address)
+            transport = await self._reach()
         except OSError:
             async with self._embedded() as session:
                 yield session
             return
         async with Channel.over(transport) as channel:
             yield Session(channel, self.namespace)
+
+    async def _reach(self) -> trio.SocketStream:
+        """Connect; a daemon that is just starting is given `wait_s` to appear."""
+        deadline = trio.current_time() + self.wait_s
+        while True:
+            try:
+                return await trio.open_unix_socket(self.address)
+            except OSError:
+                if trio.current_time() >= deadline:
+                    raise
+            await trio.sleep(RETRY_S)
 
     @asynccontextmanager
     async def _embedded(self) -> AsyncGenerator[Session]:

@@ -9,16 +9,18 @@ import trio
 from google.protobuf.empty_pb2 import Empty
 
 from ..proto.services import content_pb2, snapshots_pb2
-from .output import ago, records, say, size
+from .output import ago, format_option, records, say, size
 from .session import Where
 
-FORMATS = click.Choice(["table", "json"])
+snapshotter_option = click.option(
+    "--snapshotter", default="overlayfs", show_default=True, help="Whose snapshots."
+)
 
 
 @click.group(invoke_without_command=True)
-@click.option("--snapshotter", default="overlayfs", show_default=True)
+@snapshotter_option
 @click.option("--quiet", "-q", is_flag=True, help="Keys only.")
-@click.option("--format", "output_format", type=FORMATS, default="table")
+@format_option
 @click.pass_context
 def snapshots(context: click.Context, snapshotter: str, quiet: bool, output_format: str) -> None:
     """List snapshots, or work on one."""
@@ -50,7 +52,7 @@ async def _snapshots(where: Where, snapshotter: str) -> list[dict[str, Any]]:
 
 
 @snapshots.command(name="usage")
-@click.option("--snapshotter", default="overlayfs", show_default=True)
+@snapshotter_option
 @click.argument("key")
 @click.pass_obj
 def usage(where: Where, snapshotter: str, key: str) -> None:
@@ -66,7 +68,7 @@ def usage(where: Where, snapshotter: str, key: str) -> None:
 
 
 @snapshots.command(name="rm")
-@click.option("--snapshotter", default="overlayfs", show_default=True)
+@snapshotter_option
 @click.argument("keys", nargs=-1, required=True)
 @click.pass_obj
 def remove_snapshots(where: Where, snapshotter: str, keys: tuple[str, ...]) -> None:
@@ -84,7 +86,7 @@ def remove_snapshots(where: Where, snapshotter: str, keys: tuple[str, ...]) -> N
 
 @click.group(invoke_without_command=True)
 @click.option("--quiet", "-q", is_flag=True, help="Digests only.")
-@click.option("--format", "output_format", type=FORMATS, default="table")
+@format_option
 @click.pass_context
 def content(context: click.Context, quiet: bool, output_format: str) -> None:
     """List blobs, or work on one."""

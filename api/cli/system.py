@@ -13,15 +13,14 @@ from ..identity import REVISION, VERSION
 from ..proto.services import admin_pb2, events_pb2, version_pb2
 from ..proto.types_pb2 import Envelope
 from ..services.events import SINCE
-from .output import moment, records, say
+from .output import format_option, moment, records, say
 from .session import Where
 
-FORMATS = click.Choice(["table", "json"])
 STUCK_S = 1.0  # a message that is handled for longer is shown with its age
 
 
 @click.command()
-@click.option("--format", "output_format", type=FORMATS, default="table")
+@format_option
 @click.pass_obj
 def info(where: Where, output_format: str) -> None:
     """Print what the daemon is and the host it runs on."""
@@ -57,7 +56,7 @@ def version(where: Where) -> None:
 
 
 @click.command()
-@click.option("--format", "output_format", type=FORMATS, default="table")
+@format_option
 @click.pass_obj
 def tree(where: Where, output_format: str) -> None:
     """Print the live supervision tree."""
@@ -93,7 +92,7 @@ def tree_lines(node: admin_pb2.TreeNode, lead: str = "", branch: str = "") -> li
 
 
 @click.command()
-@click.option("--format", "output_format", type=FORMATS, default="table")
+@format_option
 @click.option("--traceback", is_flag=True, help="Print where each was raised.")
 @click.pass_obj
 def crashes(where: Where, output_format: str, traceback: bool) -> None:
@@ -144,11 +143,14 @@ def kill_actor(where: Where, name: str) -> None:
 
 @click.command()
 @click.option("--since", type=int, default=None, help="Begin after this sequence number.")
-@click.option("--format", "output_format", type=FORMATS, default="table")
+@format_option
 @click.argument("filters", nargs=-1)
 @click.pass_obj
 def events(where: Where, since: int | None, output_format: str, filters: tuple[str, ...]) -> None:
-    """Print events as they happen, in containerd's filter language where filters are given."""
+    """Print events as they happen.
+
+    FILTERS are containerd's: topic=="/tasks/exit"; an event that passes one is printed.
+    """
 
     async def work() -> None:
         async with where.session() as session:
@@ -190,7 +192,10 @@ def event_line(envelope: Envelope, output_format: str) -> str:
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print a script that completes this command: eval "$(holdfast completion bash)"."""
+    """Print a script that completes this command.
+
+    Use it as eval "$(holdfast completion bash)".
+    """
     kind = get_completion_class(shell)
     assert kind is not None
     root = context.find_root().command
