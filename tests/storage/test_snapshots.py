@@ -1,23 +1,26 @@
 """Snapshots over each driver: the suite, and what is the graph's own."""
 
 import os
+import sqlite3
 import sys
+import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
 import trio
 
-from holdfast.actors.errors import FailedPrecondition, NotFound, Unavailable
+from holdfast.actors.errors import DataLoss, FailedPrecondition, NotFound, Unavailable
 from holdfast.actors.exits import KILL
 from holdfast.actors.system import System
 from holdfast.storage.leases import Leases
 from holdfast.storage.native import Native
 from holdfast.storage.overlay import Overlay
+from holdfast.storage.snapshotactor import SnapshotActor
 from holdfast.storage.snapshots import Driver, SnapshotKeeper, Snapshots
 from holdfast.storage.snapshotter import Kind
-from holdfast.storage.store import Store
+from holdfast.storage.store import Store, Transaction
 from holdfast.storage.workers import Workers
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -91,6 +94,86 @@ async def test_a_restart_sweeps_what_has_no_record(tmp_path: Path) -> None:
         assert is_there(mount.source)
         [mount] = await house.snapshotter.prepare(NS, "new", "")
         assert mount.source == str(tmp_path / "overlayfs/snapshots/78/fs")
+
+
+async def test_nothing_is_swept_while_the_store_has_damaged_records(tmp_path: Path) -> None:
+    async with opened(tmp_path, "overlayfs") as house:
+        [mount] = await house.snapshotter.prepare(NS, "told", "")
+        Path(mount.source, "file").write_text("x")
+    with closing(sqlite3.connect(tmp_path / "db")) as connection:
+        connection.execute("UPDATE record SET value = x'00' WHERE kind = 'snapshot'")
+        connection.commit()
+    async with opened(tmp_path, "overlayfs") as house:
+        assert house.store.damaged
+        await house.snapshotter.cleanup()
+        assert Path(mount.source, "file").read_text() == "x"
+        [other] = await house.snapshotter.prepare(NS, "new", "")
+        assert other.source != mount.source
+        await house.store.forget_damaged()
+    async with opened(tmp_path, "overlayfs") as house:
+        await house.snapshotter.cleanup()
+        assert not is_there(mount.source)
+        assert is_there(other.source)
+
+
+async def test_a_lost_committed_snapshot_refuses_use_but_not_removal(tmp_path: Path) -> None:
+    async with opened(tmp_path, "overlayfs") as house:
+        s = house.snapshotter
+        await s.prepare(NS, "a", "")
+        await s.commit(NS, "A", "a")
+        await s.prepare(NS, "b", "A")
+        await s.view(NS, "v", "A")
+    (tmp_path / "overlayfs/snapshots/1/fs").rmdir()
+    async with opened(tmp_path, "overlayfs") as house:
+        s = house.snapshotter
+        lost = r'snapshot "A": its directory .*/snapshots/1 is lost'
+        for key in ("b", "v"):
+            with pytest.raises(DataLoss, match=lost):
+                await s.mounts(NS, key)
+        with pytest.raises(DataLoss, match=lost):
+            await s.prepare(NS, "c", "A")
+        with pytest.raises(DataLoss, match=lost):
+            await s.view(NS, "c", "A")
+        assert [info.name for info in s.walk(NS)] == ["A", "b", "v"]
+        for key in ("b", "v", "A"):
+            await s.remove(NS, key)
+        await s.cleanup()
+        assert os.listdir(tmp_path / "overlayfs/snapshots") == []
+        await s.prepare(NS, "a", "")
+        await s.commit(NS, "A", "a")
+        assert await s.view(NS, "v", "A")
+
+
+async def test_a_snapshot_recorded_after_its_actor_was_killed_keeps_its_directory(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, "overlayfs") as house:
+        s = house.snapshotter
+        held = threading.Event()
+        begun = trio.Event()
+        token = trio.lowlevel.current_trio_token()
+
+        def hold(tx: Transaction) -> None:
+            token.run_sync_soon(begun.set)
+            held.wait(10)
+
+        async def prepare() -> None:
+            with pytest.raises(Unavailable):
+                await s.prepare(NS, "a", "")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.store.write, hold)
+            await begun.wait()
+            nursery.start_soon(prepare)
+            directory = tmp_path / "overlayfs/snapshots/1/work"
+            while not is_there(directory):
+                await trio.sleep(0.01)
+            [actor] = [c for c in System.current().cells if c.ref.actor_class is SnapshotActor]
+            actor.ref.exit(KILL)
+            held.set()
+        await s.cleanup()
+        recorded = [info.name for info in s.walk(NS)] == ["a"]
+        assert recorded == is_there(directory)
 
 
 async def test_an_active_snapshot_whose_directory_was_lost_is_made_anew(tmp_path: Path) -> None:

@@ -1,0 +1,204 @@
+"""The graph of one snapshotter's snapshots: its records in the store, and where each one lies.
+
+A record's key is `<snapshotter>/<key or name>`; its directory is `snapshots/<id>`, the id a
+number that is never used again while its directory is there. A directory comes to be before
+its record and goes after it, so a crash leaves at most a directory without a record.
+
+    record:     prepare.......commit.......remove
+    directory: ---make------------------------------(left over)
+
+Invariants: (1) a record's parent is committed. (2) A snapshot with children is not removed.
+(3) A committed snapshot's content was on the disk before its record was.
+"""
+
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..actors.errors import (
+    AlreadyExists,
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+)
+from .driver import Driver
+from .labels import quoted
+from .leftovers import Leftovers
+from .mounts import Mount
+from .snapshotrecord import Index, Place, Snapshot
+from .snapshotter import Kind
+from .store import Change, Store, Transaction
+from .workers import Workers
+
+# A remote snapshotter's client asks by this label whether a layer is there already.
+LABEL_TARGET = "containerd.io/snapshot.ref"
+
+
+class Graph:
+    """What is known of all snapshots of one snapshotter. Read at any time on the loop; changed
+    by transactions alone."""
+
+    def __init__(self, store: Store, driver: Driver, root: Path, workers: Workers) -> None:
+        self.name = driver.name
+        self.resource_type = f"snapshots/{driver.name}"
+        self.driver = driver
+        self.store = store
+        self.workers = workers
+        self.home = root / "snapshots"
+        self.leftovers = Leftovers(driver.name, self.home, store, workers)
+        # Invariant: ids of records whose directories are not on the disk, or not whole.
+        self.missing: set[int] = set()
+        self._prefix = f"{driver.name}/"
+        self._index = Index(self._prefix)
+        # Invariant: directories being made, whose records are not written yet.
+        self._making: set[int] = set()
+        # Invariant: snapshots being prepared upon each parent.
+        self._awaited: Counter[Place] = Counter()
+        self._next_id = 1
+        for row in store.scan("snapshot", None, self._prefix):
+            place = Place(row.namespace, row.key.removeprefix(self._prefix))
+            self._index.put(place, row.value["id"], row.value["parent"])
+        store.listen(self._follow)
+
+    # -- records
+
+    def get(self, place: Place) -> Snapshot | None:
+        """The committed record, or None."""
+        record = self.store.get("snapshot", place.namespace, self._prefix + place.key)
+        return None if record is None else Snapshot.from_record(place.key, record)
+
+    def require(self, place: Place) -> Snapshot:
+        """The committed record, else `NotFound`."""
+        return _existing(place.key, self.get(place))
+
+    def scan(self, namespace: str | None) -> Iterator[tuple[Place, Snapshot]]:
+        """The committed records in the order of their names; all namespaces for None."""
+        for row in self.store.scan("snapshot", namespace, self._prefix):
+            place = Place(row.namespace, row.key.removeprefix(self._prefix))
+            yield place, Snapshot.from_record(place.key, row.value)
+
+    def has_record(self, snapshot_id: int) -> bool:
+        """Whether a record has this id, or is about to."""
+        return snapshot_id in self._making or self._index.has_record(snapshot_id)
+
+    def refuse_present(self, place: Place, labels: Mapping[str, str]) -> None:
+        """Refuse a key in use, and the key of a layer that is there already."""
+        if self.get(place) is not None:
+            raise AlreadyExists(f"snapshot {quoted(place.key)}: already exists")
+        target = labels.get(LABEL_TARGET)
+        if target and self.get(Place(place.namespace, target)) is not None:
+            raise AlreadyExists(f"target snapshot {quoted(target)}: already exists")
+
+    def refuse_parent(self, place: Place) -> None:
+        """Refuse to take away what others stand upon, or are about to."""
+        if self._index.has_children(place) or self._awaited.get(place):
+            raise FailedPrecondition("cannot remove snapshot with child: failed precondition")
+
+    # -- records within a transaction
+
+    def find_in(self, tx: Transaction, place: Place) -> Snapshot | None:
+        """The record as the transaction sees it, or None."""
+        record = tx.get("snapshot", place.namespace, self._prefix + place.key)
+        return None if record is None else Snapshot.from_record(place.key, record)
+
+    def require_in(self, tx: Transaction, place: Place) -> Snapshot:
+        """The record as the transaction sees it, else `NotFound`."""
+        return _existing(place.key, self.find_in(tx, place))
+
+    def put_in(self, tx: Transaction, place: Place, snapshot: Snapshot) -> None:
+        """Write the record, new or changed."""
+        tx.put("snapshot", place.namespace, self._prefix + place.key, snapshot.to_record())
+
+    def delete_in(self, tx: Transaction, place: Place) -> None:
+        """Delete the record; its directory is left over when no other record has its id."""
+        tx.delete("snapshot", place.namespace, self._prefix + place.key)
+
+    # -- places on the disk
+
+    def directory(self, snapshot_id: int) -> Path:
+        """Where a snapshot lies."""
+        return self.home / str(snapshot_id)
+
+    def chain(self, namespace: str, parent: str) -> list[Path]:
+        """The directories of a parent and of its own parents, the nearest first."""
+        chain: list[Path] = []
+        name = parent
+        while name:
+            snapshot = check_parent(name, self.get(Place(namespace, name)))
+            chain.append(self.present(snapshot))
+            name = snapshot.info.parent
+        return chain
+
+    def mounts(self, namespace: str, snapshot: Snapshot) -> Sequence[Mount]:
+        """The mounts of an active snapshot or a view, else `DataLoss`: never of nothing."""
+        parents = self.chain(namespace, snapshot.info.parent)
+        return self.driver.mounts(self.present(snapshot), snapshot.info.kind, parents)
+
+    def present(self, snapshot: Snapshot) -> Path:
+        """Where a snapshot lies, else `DataLoss`."""
+        directory = self.directory(snapshot.id)
+        if snapshot.id in self.missing:
+            raise DataLoss(
+                f"snapshot {quoted(snapshot.info.name)}: its directory {directory} is lost:"
+                " data loss"
+            )
+        return directory
+
+    # -- directories that come and go
+
+    def reserve_ids(self, used: set[int]) -> None:
+        """Give no id out again that a record or a directory has."""
+        self._next_id = max(self._next_id, self._index.id_max() + 1, *(n + 1 for n in used))
+
+    @contextmanager
+    def making(self, parent: Place) -> Generator[int, None, None]:
+        """The id of a new snapshot upon `parent`, which is not removed meanwhile.
+
+        Its directory is left over unless its record is written within.
+        """
+        snapshot_id = self._next_id
+        self._next_id += 1
+        self._making.add(snapshot_id)
+        self._awaited[parent] += 1
+        try:
+            yield snapshot_id
+        finally:
+            self._making.discard(snapshot_id)
+            self._awaited[parent] -= 1
+            if not self._awaited[parent]:
+                del self._awaited[parent]
+            if not self._index.has_record(snapshot_id):
+                # Cancelled within its write, the record may yet come.
+                self.leftovers.add([snapshot_id], certain=False)
+
+    def _follow(self, changes: Sequence[Change]) -> None:
+        gone = self._index.change(changes)
+        self.missing.difference_update(gone)
+        lost = [snapshot_id for snapshot_id in gone if snapshot_id not in self._making]
+        if lost:
+            self.leftovers.add(lost)
+
+
+def _existing(key: str, snapshot: Snapshot | None) -> Snapshot:
+    if snapshot is None:
+        raise NotFound(f"snapshot {key} does not exist: not found")
+    return snapshot
+
+
+def check_parent(name: str, parent: Snapshot | None) -> Snapshot:
+    """The parent, if it is there and may have children."""
+    if parent is None:
+        raise NotFound(f"parent snapshot {name} does not exist: not found")
+    if parent.info.kind is not Kind.COMMITTED:
+        raise InvalidArgument(f"parent {quoted(name)} is not committed snapshot: invalid argument")
+    return parent
+
+
+def check_active(snapshot: Snapshot) -> None:
+    """Refuse a view or a committed snapshot."""
+    if snapshot.info.kind is not Kind.ACTIVE:
+        raise FailedPrecondition(
+            f"snapshot {quoted(snapshot.info.name)} is not active: failed precondition"
+        )
