@@ -73,7 +73,7 @@ def running(kind: str, base: Path) -> Iterator[Daemon]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        _end_shims_of(base)
+        end_shims_of(base)
 
 
 def _wait_until_it_accepts(process: subprocess.Popen[bytes], address: Path, log: Path) -> None:
@@ -88,7 +88,7 @@ def _wait_until_it_accepts(process: subprocess.Popen[bytes], address: Path, log:
     raise AssertionError(f"the daemon does not accept: {log.read_text()[-4000:]}")
 
 
-def _end_shims_of(base: Path) -> None:
+def end_shims_of(base: Path) -> None:
     """A test that failed half-way may leave shims and containers: end those of this base alone."""
     for _ in range(3):
         found = [pid for pid in _processes() if _belongs(pid, str(base))]
