@@ -35,11 +35,24 @@ class Held:
     stack: str
 
 
-class Watchdog(trio.abc.Instrument):
-    """Watches the loop of the thread it is made on."""
+def log_held(held: Held) -> None:
+    """How a report is told where nobody said otherwise."""
+    fields = {"actor": held.who, "held_s": round(held.held_s, 3), "stack": held.stack}
+    log.error("loop.held", extra=fields)
 
-    def __init__(self, limit_s: float = 0.1, clock: Callable[[], float] = time.monotonic) -> None:
+
+class Watchdog(trio.abc.Instrument):
+    """Watches the loop of the thread it is made on. `tell` is called, in the watching thread,
+    with each report."""
+
+    def __init__(
+        self,
+        limit_s: float = 0.1,
+        clock: Callable[[], float] = time.monotonic,
+        tell: Callable[[Held], None] = log_held,
+    ) -> None:
         self.limit_s = limit_s
+        self._tell = tell
         self.reports: deque[Held] = deque(maxlen=REPORTS_KEPT)
         self._clock = clock
         self._thread_id = threading.get_ident()
@@ -86,5 +99,6 @@ class Watchdog(trio.abc.Instrument):
         frame = sys._current_frames().get(self._thread_id)  # pyright: ignore[reportPrivateUsage]
         stack = "" if frame is None else "".join(traceback.format_stack(frame, 8))
         who = str(task.context.get(current_cell) or task.name)
-        self.reports.append(Held(who=who, held_s=held_s, stack=stack))
-        log.error("loop.held", extra={"actor": who, "held_s": round(held_s, 3), "stack": stack})
+        held = Held(who=who, held_s=held_s, stack=stack)
+        self.reports.append(held)
+        self._tell(held)

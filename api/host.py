@@ -63,6 +63,7 @@ from .config import Config, load
 from .identity import lasting_uuid
 from .log import set_up_logging
 from .tree import EXECS, INGESTS, TASKS, WORKERS, host_tree
+from .watch import watched_loop
 
 DIRECTORY_MODE = 0o700
 LOCK_NAME = "lock"
@@ -353,6 +354,7 @@ async def open_host(config: Config, serving: Serving | None = None) -> AsyncGene
     lock = lock_root(config.root)
     try:
         async with (
+            watched_loop(),
             System.open(stop_within_s=config.shutdown_within_s) as system,
             Store.open(config.root / DATABASE_NAME, events_kept_max=config.events_kept) as store,
         ):
