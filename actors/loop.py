@@ -133,6 +133,13 @@ async def _receive(actor: "Actor", cell: Cell) -> Exit:
     handle = handler_of(actor, cell)
     now_s = trio.current_time
     left = BUDGET
+    # One that waits for its next message must not hold on to its last: a Down's exception holds
+    # the frames, and so the whole state, of the actor that died.
+    order: SystemMessage | None = None
+    envelope: Envelope[Any] | None = None
+    message: Any = None
+    reply: Any = None
+    answer: Any = None
     while True:
         if box.system:
             order = box.system.popleft()
@@ -144,7 +151,7 @@ async def _receive(actor: "Actor", cell: Cell) -> Exit:
             envelope = user.popleft()
             if box.waiting is not None:
                 box.admit()
-            message: Any = envelope.message
+            message = envelope.message
             reply = envelope.reply_to
             if type(message) is Stop:
                 if reply is not None:
@@ -154,7 +161,7 @@ async def _receive(actor: "Actor", cell: Cell) -> Exit:
                 continue
             cell.current = envelope
             try:
-                answer: Any = handle(message)
+                answer = handle(message)
                 if type(answer) is CoroutineType:
                     cell.current_since_s = now_s()
                     answer = await cast("Any", answer)
@@ -179,6 +186,7 @@ async def _receive(actor: "Actor", cell: Cell) -> Exit:
             cell.handled += 1
         else:
             left = BUDGET
+            order = envelope = message = reply = answer = None
             await box.park()
             continue
         left -= 1
