@@ -6,16 +6,18 @@ bound the sender waits, or is refused, or the declared policy drops; a drop is c
 
 Invariants: (1) only the loop's thread touches the lanes; other threads hand over through the
 system's ingress, so the bound is exact and no lock is needed. (2) At most one task is parked
-here, the actor's own.
+for a message, the actor's own. (3) While a sender waits for room there is none: whoever makes
+room hands it to the one who has waited longest, so nobody who comes later overtakes.
 """
 
 import enum
 import logging
-from collections import deque
+from collections import OrderedDict, deque
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import trio
+from outcome import Error
 from trio.lowlevel import Abort, RaiseCancelT, Task, current_task, reschedule, wait_task_rescheduled
 
 from .exits import ActorExited, Exit, Kind, MailboxFull
@@ -67,7 +69,7 @@ class Mailbox:
         self.system: deque[SystemMessage] | None = None  # made with its first message
         self.user: deque[Envelope[Any]] = deque()
         self.held: list[Envelope[Any]] | None = None  # postponed by a state machine
-        self.waiting: trio.lowlevel.ParkingLot | None = None  # senders in want of room
+        self.waiting: OrderedDict[Task, Envelope[Any]] | None = None  # senders in want of room
         self.closed: Exit | None = None
         self.dropped = 0
         self.cell: Cell  # set by the cell
@@ -88,7 +90,9 @@ class Mailbox:
 
     def get(self) -> Envelope[Any]:
         """The next message, which must be there; the loop itself parks instead."""
-        return self.user.popleft()
+        envelope = self.user.popleft()
+        self.admit()
+        return envelope
 
     def empty(self) -> bool:
         """Whether both lanes are empty."""
@@ -135,17 +139,31 @@ class Mailbox:
                 self._wake()
 
     async def put_when_room(self, envelope: Envelope[Any]) -> None:
-        """Take a message once there is room, whatever the policy."""
-        while self.closed is None and self.full():
-            if self.waiting is None:
-                self.waiting = trio.lowlevel.ParkingLot()
-            await self.waiting.park()
-        self.put_here(envelope)
+        """Take a message once there is room, whatever the policy; senders that wait are served
+        in the order in which they came. Raises ActorExited when the actor ends first."""
+        if self.closed is not None or not self.full():
+            self.put_here(envelope)
+            return
+        waiting = self.waiting
+        if waiting is None:
+            waiting = self.waiting = OrderedDict()
+        task = current_task()
+        waiting[task] = envelope
+
+        def abort(_: RaiseCancelT) -> Abort:
+            del waiting[task]
+            return Abort.SUCCEEDED
+
+        await wait_task_rescheduled(abort)
 
     def admit(self) -> None:
-        """Let one waiting sender in; called when a message has been taken out."""
-        if self.waiting is not None:
-            self.waiting.unpark()
+        """Take in what those who wait have brought, as far as there is room."""
+        while self.waiting and not self.full():
+            task, envelope = self.waiting.popitem(last=False)
+            self.user.append(envelope)
+            reschedule(task)
+            if self._parked is not None:
+                self._wake()
 
     def withdraw(self, envelope: Envelope[Any]) -> None:
         """Take back a message that is still queued, so that it holds no place."""
@@ -220,8 +238,9 @@ class Mailbox:
         while self.user:
             refuse(self.user.popleft(), ActorExited(self.cell.ref, reason))
         self.system = None
-        if self.waiting is not None:
-            self.waiting.unpark_all()
+        waiting, self.waiting = self.waiting, None
+        for task in waiting or ():
+            reschedule(task, Error(ActorExited(self.cell.ref, self.closed)))
 
     # -- other threads
 

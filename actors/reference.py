@@ -64,11 +64,16 @@ class Ref(pykka.ActorRef[Any], Generic[A_co]):
 
     def cast(self, message: Any) -> None:
         """Send, and go on; what is sent to the dead is dropped."""
-        if not self.actor_stopped.up:
+        if self.actor_stopped.up:
+            return
+        try:
             self.actor_inbox.put(Envelope(message))
+        except ActorExited:
+            pass  # it ended while a thread waited for room
 
     async def send(self, message: Any) -> None:
-        """Send, once there is room in the mailbox. Raises ActorExited when dead."""
+        """Send, once there is room in the mailbox. Raises ActorExited when it is dead, or ends
+        before there is room."""
         await trio.lowlevel.checkpoint_if_cancelled()
         if self.actor_stopped.up:
             raise ActorExited(self, self.cell.exit or NOPROC)
