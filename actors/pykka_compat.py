@@ -112,7 +112,7 @@ class HostedActor(_PykkaActor, abc.ABC):
 
 
 class ThreadLoop(pykka.ThreadingActor):
-    """pykka's threading actor, its inbox replaceable."""
+    """pykka's threading actor, its inbox and its loop replaceable."""
 
     @classmethod
     def new_inbox(cls) -> ActorInbox:
@@ -127,14 +127,17 @@ class ThreadLoop(pykka.ThreadingActor):
         """Start the thread."""
         self._start_actor_loop()
 
-    def announce_start(self, error: BaseException | None) -> None:
-        """`on_start` is done, or has raised; called in the thread."""
+    def run_loop(self) -> None:
+        """What the thread does, from its first moment to its last."""
+        super()._actor_loop()
 
-    def _actor_loop_setup(self) -> None:
-        try:
-            self.on_start()
-        except Exception as error:
-            self._handle_failure(type(error), error, error.__traceback__)
-            self.announce_start(error)
-        else:
-            self.announce_start(None)
+    def _actor_loop(self) -> None:
+        self.run_loop()
+
+    def handle(self, message: Any) -> Any:
+        """Handle any message, pykka's own too; Stop runs `on_stop`."""
+        return self._handle_receive(message)
+
+    def report_failure(self, error: BaseException) -> None:
+        """Log what ends the actor."""
+        self._handle_failure(type(error), error, error.__traceback__)

@@ -4,10 +4,12 @@
         ref = await Counter.spawn(name="counter")
 
 Leaving the block, however it is left, shuts the actors down in order, last started first, and
-then nothing of them is left. Invariant: an outer cancellation reaches the block first, and the
-actors only through that ordered shutdown.
+then nothing of them is left. Thread actors have their place in that order; a thread that does
+not end in its time cannot be killed, and is left behind with a line in the log. Invariant: an
+outer cancellation reaches the block first, and the actors only through that ordered shutdown.
 """
 
+import itertools
 import logging
 import queue
 import threading
@@ -27,6 +29,8 @@ from .pykka_compat import Envelope
 
 if TYPE_CHECKING:
     from .cell import Cell
+    from .exits import Exit
+    from .future import Future
     from .reference import NameRef, Ref
 
 log = logging.getLogger(__name__)
@@ -42,12 +46,14 @@ class System:
         self.thread_id = get_ident()
         self.token = trio.lowlevel.current_trio_token()
         self.nursery: trio.Nursery
-        self.cells: dict[Cell, None] = {}  # in start order
+        self.cells: dict[Cell, int] = {}  # in start order, each with its place
+        self.threads: dict[pykka.ActorRef[Any], tuple[int, Future[Exit]]] = {}  # place and end
+        self._places = itertools.count()
         self.closed = False
         self.opened_at_s = trio.current_time()
         self._names: dict[str, Ref[Any]] = {}
         self._name_waiters: dict[str, trio.Event] = {}
-        self._ingress: deque[tuple[Callable[[Any], None], Any]] = deque()
+        self._ingress: deque[tuple[Callable[[Any], object], Any]] = deque()
         self._fatal: list[BaseException] = []
         self._body = trio.CancelScope()
         self._over = trio.Event()
@@ -55,10 +61,15 @@ class System:
     @classmethod
     def current(cls) -> "System":
         """The system of this thread's loop; from another thread, the one opened last."""
-        system = cls._by_thread.get(get_ident()) or cls._default
+        system = cls.current_or_none()
         if system is None:
             raise RuntimeError("no actor system is open")
         return system
+
+    @classmethod
+    def current_or_none(cls) -> "System | None":
+        """As `current`; None when no system is open."""
+        return cls._by_thread.get(get_ident()) or cls._default
 
     @classmethod
     @asynccontextmanager
@@ -118,12 +129,23 @@ class System:
                 self.nursery.cancel_scope.cancel()
 
     async def stop(self, stop_within_s: float) -> None:
-        """Shut down the actors that have no parent, last started first."""
-        for cell in reversed([cell for cell in self.cells if cell.parent is None]):
-            cell.ref.shutdown()
-            with trio.move_on_after(stop_within_s):
-                await cell.ref.wait_exit()
-            cell.signal(None, KILL)
+        """Shut down the actors that have no parent, last started first, threads among them."""
+        actors = [(place, cell) for cell, place in self.cells.items() if cell.parent is None]
+        threads = [(place, ref, ended) for ref, (place, ended) in self.threads.items()]
+        while actors or threads:
+            if not threads or (actors and actors[-1][0] > threads[-1][0]):
+                _, cell = actors.pop()
+                cell.ref.shutdown()
+                with trio.move_on_after(stop_within_s):
+                    await cell.ref.wait_exit()
+                cell.signal(None, KILL)
+            else:
+                _, ref, ended = threads.pop()
+                ref.stop(block=False)
+                with trio.move_on_after(stop_within_s) as scope:
+                    await ended.wait()
+                if scope.cancelled_caught:
+                    log.error("thread.left_behind", extra={"actor": str(ref)})
 
     def end_with(self, error: BaseException) -> None:
         """End the block in order, then raise `error` from it."""
@@ -136,7 +158,7 @@ class System:
 
     def adopt(self, cell: "Cell") -> None:
         """Hold an actor for as long as it lives; references do not."""
-        self.cells[cell] = None
+        self.cells[cell] = next(self._places)
 
     def forget(self, cell: "Cell") -> None:
         """Let go of an actor that ended, and free its name."""
@@ -144,6 +166,22 @@ class System:
         name = cell.ref.name
         if name is not None and self._names.get(name) is cell.ref:
             del self._names[name]
+
+    def adopt_thread(self, ref: "pykka.ActorRef[Any]", ended: "Future[Exit]") -> None:
+        """Stop this thread actor at the end of the block, unless it has ended by then."""
+        if get_ident() == self.thread_id:
+            self._adopt_thread((ref, ended))
+        else:
+            self.post(self._adopt_thread, (ref, ended))
+
+    def _adopt_thread(self, thread: "tuple[pykka.ActorRef[Any], Future[Exit]]") -> None:
+        ref, ended = thread
+        if not ended.done():
+            self.threads[ref] = (next(self._places), ended)
+
+    def forget_thread(self, ref: "pykka.ActorRef[Any]") -> None:
+        """Let go of a thread actor that ended; from its own thread, after its `ended` is set."""
+        self.post(lambda gone: self.threads.pop(gone, None), ref)
 
     # -- names
 
@@ -190,7 +228,7 @@ class System:
 
     # -- from other threads
 
-    def post(self, function: Callable[[Any], None], argument: Any) -> None:
+    def post(self, function: Callable[[Any], object], argument: Any) -> None:
         """Call `function` on the loop, soon and in order; from any thread."""
         self._ingress.append((function, argument))
         try:

@@ -6,72 +6,97 @@ pykka's own; the loop awaits its answers with no helper thread between:
     ref = await Writer.spawn(path)
     rows = await call_thread(ref, Flush())
 
-What its handler raises is an answer and reaches the caller; the thread lives on. It is not in
-`pykka.ActorRegistry`, and it ends with the block that `spawn_thread` is given, or by `stop`.
+An exception of its handler is an answer: it reaches the caller, and the thread lives on. Where
+nobody asked, and for what is no `Exception` (SystemExit), it ends the actor; the caller, and all
+who wait, are told at once, and the latter ends the system too.
+
+It ends by `stop_thread`, and at the latest with the system in which it was started, in its
+place among the actors. Without a system it is its starter's to stop. It is not in
+`pykka.ActorRegistry`.
 """
 
+import logging
 import queue
-from typing import Any, ClassVar, Self
+import threading
+from collections import deque
+from typing import Any, ClassVar, Self, cast
 
 import pykka
 import trio
 
-from .exits import Exit, Kind, MailboxFull, StartFailed
+from .exits import NORMAL, ActorExited, Exit, Kind, MailboxFull, StartFailed
 from .future import Future, wait_for
+from .mailbox import refuse
 from .pykka_compat import ActorInbox, Envelope, ThreadLoop, is_stop
 from .reference import CALL_TIMEOUT_S, call_any
+from .system import System
+
+log = logging.getLogger(__name__)
 
 
 class ThreadInbox:
     """A bounded inbox that never blocks the loop: a full one refuses the loop, and has other
-    threads wait."""
+    threads wait. Invariant: once closed it takes nothing, so no caller is left without an
+    answer."""
 
     def __init__(self, bound: int | None) -> None:
-        self._queue: queue.Queue[Envelope[Any]] = queue.Queue(bound or 0)
+        self.bound = bound
+        self._queue: deque[Envelope[Any]] = deque()
+        self._closed: Exit | None = None
+        lock = threading.Lock()
+        self._not_empty = threading.Condition(lock)
+        self._not_full = threading.Condition(lock)
 
     def put(self, envelope: Envelope[Any], /) -> None:
-        """Take a message."""
-        if is_stop(envelope.message):
-            self._put_stop(envelope)
-        elif trio.lowlevel.in_trio_run():
-            try:
-                self._queue.put_nowait(envelope)
-            except queue.Full:
-                raise MailboxFull(f"{self._queue.maxsize} messages wait for the thread") from None
-        else:
-            self._queue.put(envelope)
-
-    def _put_stop(self, envelope: Envelope[Any]) -> None:
-        """An order to stop is taken beyond the bound."""
-        with self._queue.mutex:
-            self._queue.queue.append(envelope)
-            self._queue.unfinished_tasks += 1
-            self._queue.not_empty.notify()
+        """Take a message; an order to stop is taken beyond the bound."""
+        with self._not_full:
+            while self._closed is None and self._full() and not is_stop(envelope.message):
+                if trio.lowlevel.in_trio_run():
+                    raise MailboxFull(f"{self.bound} messages wait for the thread")
+                self._not_full.wait()
+            if self._closed is None:
+                self._queue.append(envelope)
+                self._not_empty.notify()
+                return
+        if envelope.reply_to is None:
+            raise ActorExited("thread", self._closed)
+        refuse(envelope, ActorExited("thread", self._closed))
 
     def get(self) -> Envelope[Any]:
         """The next message; waits for one."""
-        return self._queue.get()
+        with self._not_empty:
+            while not self._queue:
+                self._not_empty.wait()
+            self._not_full.notify()
+            return self._queue.popleft()
 
-    def get_now(self) -> Envelope[Any] | None:
-        """The next message if one is there."""
-        try:
-            return self._queue.get_nowait()
-        except queue.Empty:
-            return None
+    def get_unless_stop(self) -> Envelope[Any] | None:
+        """The next message if one is there, and is no order to stop."""
+        with self._not_empty:
+            if not self._queue or is_stop(self._queue[0].message):
+                return None
+            self._not_full.notify()
+            return self._queue.popleft()
 
-    def unget(self, envelope: Envelope[Any]) -> None:
-        """Put a message back before all others."""
-        with self._queue.mutex:
-            self._queue.queue.appendleft(envelope)
-            self._queue.not_empty.notify()
+    def close(self, reason: Exit) -> None:
+        """Refuse all that is here, all who wait, and all that will come."""
+        with self._not_full:
+            self._closed = reason
+            left, self._queue = self._queue, deque()
+            self._not_full.notify_all()
+        for envelope in left:
+            refuse(envelope, ActorExited("thread", reason))
 
     def empty(self) -> bool:
         """Whether nothing waits."""
-        return self._queue.empty()
+        return not self._queue
 
     def depth(self) -> int:
         """How many wait."""
-        return self._queue.qsize()
+        return len(self._queue)
+
+    def _full(self) -> bool:
+        return self.bound is not None and len(self._queue) >= self.bound
 
 
 class ThreadActor(ThreadLoop):
@@ -82,7 +107,10 @@ class ThreadActor(ThreadLoop):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._up: Future[None] | None = None
+        self._up: Future[None] = Future()
+        self._ended: Future[Exit] = Future()
+        self._system: System | None = None
+        self._taken: list[Envelope[Any]] = []
 
     @classmethod
     def new_inbox(cls) -> ActorInbox:
@@ -95,7 +123,7 @@ class ThreadActor(ThreadLoop):
     ) -> pykka.ActorRef[Self]:
         """Start the thread; returns before `on_start` has run."""
         actor = cls(*args, **kwargs)
-        actor.start_loop()
+        actor.launch()
         return actor.actor_ref
 
     @classmethod
@@ -103,49 +131,117 @@ class ThreadActor(ThreadLoop):
         cls, *args: Any, start_timeout_s: float = 30.0, **kwargs: Any
     ) -> pykka.ActorRef[Self]:
         """Start the thread, and return once `on_start` is done. Raises StartFailed."""
+        await trio.lowlevel.checkpoint_if_cancelled()
         try:
             actor = cls(*args, **kwargs)
         except Exception as error:
             raise StartFailed(cls.__name__, Exit(Kind.CRASH, "init", error)) from error
-        up: Future[None] = Future()
-        actor._up = up
-        actor.start_loop()
-        ref = actor.actor_ref
+        actor.launch()
+        ref, up = actor.actor_ref, actor._up
         del actor
         try:
             with trio.fail_after(start_timeout_s):
                 await up.wait()
         except Exception as error:
-            reason = Exit(Kind.CRASH, type(error).__name__, error)
             ref.stop(block=False)
+            reason = Exit(Kind.CRASH, type(error).__name__, error)
             raise StartFailed(cls.__name__, reason) from error
+        except BaseException:
+            ref.stop(block=False)
+            raise
         return ref
 
-    def announce_start(self, error: BaseException | None) -> None:
-        """Tell `spawn` how `on_start` went."""
-        if self._up is not None:
-            if error is None:
-                self._up.set(None)
-            else:
-                self._up.set_error(error)
+    def launch(self) -> None:
+        """Start the thread, in the care of the system that is open here."""
+        self._system = System.current_or_none()
+        if self._system is not None:
+            self._system.adopt_thread(self.actor_ref, self._ended)
+        self.start_loop()
+
+    # -- in the thread
+
+    def run_loop(self) -> None:
+        reason = NORMAL
+        try:
+            self._come_up()
+            while not self.actor_stopped.is_set():
+                self._answer(self._inbox.get())
+        except BaseException as error:
+            reason = Exit(Kind.CRASH, type(error).__name__)
+            self._fall(error)
+        finally:
+            self.actor_stopped.set()
+            self._inbox.close(reason)
+            self._ended.set(reason)
+            if self._system is not None:
+                self._system.forget_thread(self.actor_ref)
+
+    def _come_up(self) -> None:
+        try:
+            self.on_start()
+        except Exception as error:
+            self._up.set_error(error)
+            raise
+        except BaseException as error:
+            reason = Exit(Kind.CRASH, type(error).__name__)
+            self._up.set_error(ActorExited(self.actor_ref, reason))
+            raise
+        self._up.set(None)
+
+    def _answer(self, envelope: Envelope[Any]) -> None:
+        reply = envelope.reply_to
+        try:
+            answer = self.handle(envelope.message)
+        except Exception as error:
+            self._fail_taken(error)
+            if reply is None:
+                raise
+            log.info("Exception returned from %s to caller:", self, exc_info=error)
+            reply.set_exception()
+        except BaseException as error:
+            exited = ActorExited(self.actor_ref, Exit(Kind.CRASH, type(error).__name__, error))
+            self._fail_taken(exited)
+            refuse(envelope, exited)
+            raise
+        else:
+            self._taken.clear()
+            if reply is not None:
+                reply.set(answer)
+
+    def _fail_taken(self, error: BaseException) -> None:
+        """Who was taken out of the inbox, and has no answer yet, gets this one."""
+        while self._taken:
+            try:
+                refuse(self._taken.pop(), error)
+            except queue.Full:
+                pass  # answered before the fault
+
+    def _fall(self, error: BaseException) -> None:
+        self.report_failure(error)
+        try:
+            self.on_failure(type(error), error, error.__traceback__)
+        except Exception as second:
+            self.report_failure(second)
+        if self._system is not None and not isinstance(error, Exception):
+            self._system.post(self._system.end_with, error)
+
+    @property
+    def _inbox(self) -> ThreadInbox:
+        return cast("ThreadInbox", self.actor_inbox)
 
     def take_waiting(self, limit: int) -> list[Envelope[Any]]:
         """Take up to `limit` more messages, for work that is cheaper in batches.
 
-        Whoever takes them answers them: `envelope.reply_to.set(...)` where it is not None. An
-        order to stop is left where it is.
+        Whoever takes them answers them: `envelope.reply_to.set(...)` where it is not None; when
+        the handler raises, so do they. An order to stop is left where it is.
         """
-        inbox = self.actor_inbox
-        assert isinstance(inbox, ThreadInbox)
         taken: list[Envelope[Any]] = []
         while len(taken) < limit:
-            envelope = inbox.get_now()
+            envelope = self._inbox.get_unless_stop()
             if envelope is None:
                 break
-            if is_stop(envelope.message):
-                inbox.unget(envelope)
-                break
             taken.append(envelope)
+        self._taken += taken
         return taken
 
 
