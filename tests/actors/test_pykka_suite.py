@@ -1,8 +1,9 @@
 """pykka's own test suite, run against our actor.
 
-The suite is in pykka's sdist; it is fetched with pip as it is configured here, kept in
-`.cache/pykka`, and never copied into the repository. Each of its tests that takes a runtime is
-run with ours, hosted by a system in a thread of its own, as a plain threaded program would.
+The suite is in pykka's sdist; it is fetched with pip as it is configured here, against the hash
+of the lock file, kept in `.cache/pykka`, and never copied into the repository. Each of its
+tests that takes a runtime is run with ours, hosted by a system in a thread of its own, as a
+plain threaded program would.
 """
 
 import re
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -79,18 +81,42 @@ class PykkaRulesActor(Actor):
 """
 
 
+def locked() -> str:
+    """pykka's lines of the lock file: the version, and the hashes that its sdist may have."""
+    lock = (ROOT / "requirements-dev.txt").read_text()
+    found = re.search(r"^pykka==.*(\n +--hash=.*)+", lock, re.MULTILINE)
+    assert found is not None
+    assert found.group().startswith(f"pykka=={VERSION} "), "another pykka is installed"
+    return found.group() + "\n"
+
+
 def fetch() -> Path:
-    """The unpacked sdist of the installed pykka; fetched once."""
+    """The unpacked sdist of the installed pykka; fetched once, and whole or not at all.
+
+    Raises when it cannot be had: without the suite nothing would be shown.
+    """
     tree = CACHE / f"pykka-{VERSION}"
-    if not tree.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
+    if tree.exists():
+        return tree
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as name:
+        work = Path(name)
+        (work / "locked.txt").write_text(locked())
         command = [
-            *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"),
-            *("--no-binary", "pykka", "--dest", str(CACHE), f"pykka=={VERSION}"),
+            *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary"),
+            *("pykka", "--require-hashes", "-r", "locked.txt"),
         ]
-        subprocess.run(command, check=True, timeout=240)
-        with tarfile.open(CACHE / f"pykka-{VERSION}.tar.gz") as archive:
-            archive.extractall(CACHE, filter="data")
+        for attempts_left in (2, 1, 0):  # an index has its bad moments
+            done = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=120)
+            if done.returncode == 0:
+                break
+            assert attempts_left, done.stdout + done.stderr
+        with tarfile.open(work / f"pykka-{VERSION}.tar.gz") as archive:
+            archive.extractall(work, filter="data")
+        try:
+            (work / tree.name).rename(tree)
+        except OSError:
+            assert tree.exists()  # another run was first
     return tree
 
 
