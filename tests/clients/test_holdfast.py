@@ -155,7 +155,7 @@ def test_misuse_is_told_apart_from_refusal(holdfast: Holdfast) -> None:
 def test_a_detached_container_is_listed_waited_for_and_keeps_its_output(
     holdfast: Holdfast, name: str
 ) -> None:
-    script = "echo begun; echo complaint >&2; sleep 1; echo done; exit 5"
+    script = "echo begun; echo complaint >&2; sleep 5; echo done; exit 5"
     assert holdfast.run("run", "-d", "--name", name, IMAGE, "sh", "-c", script) == f"{name}\n"
     (row,) = [r for r in holdfast.records("ps") if r["name"] == name]
     assert row["status"] == "running"
@@ -179,7 +179,7 @@ def test_logs_follow_until_the_end(holdfast: Holdfast, name: str) -> None:
 
 
 def test_attach_shows_what_comes_and_gives_the_exit_code(holdfast: Holdfast, name: str) -> None:
-    holdfast.run("run", "-d", "--name", name, IMAGE, "sh", "-c", "sleep 1; echo late; exit 6")
+    holdfast.run("run", "-d", "--name", name, IMAGE, "sh", "-c", "sleep 4; echo late; exit 6")
     done = holdfast.raw("attach", name)
     assert done.stdout == "late\n"
     assert done.returncode == 6
