@@ -20,6 +20,8 @@ from .snapshotrecord import Place, Snapshot
 from .snapshotter import Info, Kind, Usage
 from .store import Transaction
 
+LABEL_MAX = 60
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Create(Request[Sequence[Mount]]):
@@ -60,7 +62,9 @@ class SnapshotActor(Actor):
         super().__init__()
         self._graph = graph
         self._place = place
-        self.label = f"snapshot:{place.namespace}/{place.key}"
+        label = f"snapshot:{place.namespace}/{place.key}"
+        # A layer's key ends in a digest: what comes before it tells enough.
+        self.label = label if len(label) <= LABEL_MAX else label[: LABEL_MAX - 1] + "…"
 
     def describe_state(self) -> str:
         """Which snapshot it is."""

@@ -7,7 +7,7 @@ at and for how long, and delays nobody. One look is one moment; there is no awai
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from ..actors.cell import Cell
 from ..actors.introspection import info
@@ -86,9 +86,20 @@ def _below(system: System) -> Below:
     return below
 
 
+@runtime_checkable
+class Labelled(Protocol):
+    """An actor that says what it is called in the tree, where nobody's care gives it an id."""
+
+    @property
+    def label(self) -> str:
+        """The same for as long as the actor lives."""
+        ...
+
+
 def _label(cell: Cell) -> str:
-    if isinstance(cell.actor, Keeper):
-        return cell.actor.label
+    actor: object = cell.actor
+    if isinstance(actor, Labelled):
+        return actor.label
     return cell.ref.name or cell.ref.actor_class.__name__
 
 

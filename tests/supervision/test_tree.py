@@ -94,3 +94,20 @@ async def test_what_ended_is_shown_stopped(system, diary):
     worker.shutdown()
     await worker.wait_exit()
     assert look(worker).state == "stopped"
+
+
+async def test_an_actor_in_nobodys_care_is_shown_by_its_label(system):
+    class Place(Actor):
+        def __init__(self, label: str) -> None:
+            super().__init__()
+            self.label = label
+
+    class Home(Actor):
+        hosts_children = True
+
+        async def on_start(self) -> None:
+            await Place.spawn("default/web", parent=self)
+            await Place.spawn("default/db", parent=self)
+
+    top = look(await Home.spawn())
+    assert [node.path for node in top.walk()] == ["Home", "Home/default/web", "Home/default/db"]
