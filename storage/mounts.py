@@ -12,6 +12,7 @@ hold the caller for ever.
 
 import errno
 import os
+import re
 import resource
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -95,6 +96,10 @@ PROPAGATION: Mapping[str, int] = {
 # mount(2) copies one page of options and drops the rest without a word.
 OPTION_BYTES_MAX = resource.getpagesize() - 1
 
+_SPECIAL = re.compile(r"[\\,:]")
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+_PATHS = re.compile(r"(?:[^:\\]|\\.)+", re.DOTALL)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
@@ -134,10 +139,23 @@ def option(mount: Mount, key: str) -> str | None:
     return None
 
 
+def escape_path(path: str) -> str:
+    """A path as overlayfs wants it in an option: a comma would end it, a colon divide it."""
+    return _SPECIAL.sub(r"\\\g<0>", path)
+
+
+def split_paths(value: str) -> list[str]:
+    """The plain paths of an overlay's option, divided by colons."""
+    return [_ESCAPED.sub(r"\1", path) for path in _PATHS.findall(value)]
+
+
 def overlay_layers(mount: Mount) -> tuple[str | None, list[str]]:
     """An overlay mount's upper directory and its lower ones, the topmost first."""
-    lower = option(mount, "lowerdir")
-    return option(mount, "upperdir"), lower.split(":") if lower else []
+    upper = option(mount, "upperdir")
+    return (
+        None if upper is None else _ESCAPED.sub(r"\1", upper),
+        split_paths(option(mount, "lowerdir") or ""),
+    )
 
 
 def mount_all(mounts: Sequence[Mount], target: str) -> None:
@@ -218,7 +236,8 @@ def _new_filesystem(mount: Mount, options: Options) -> int:
             if not equals:
                 sys.fsconfig(fs_fd, sys.FSCONFIG_SET_FLAG, key)
             elif key == "lowerdir" and mount.type == "overlay":
-                for lower in value.split(":"):
+                # The upper directory's option is unescaped by the kernel, this one is not.
+                for lower in split_paths(value):
                     sys.fsconfig(fs_fd, sys.FSCONFIG_SET_STRING, "lowerdir+", lower)
             else:
                 sys.fsconfig(fs_fd, sys.FSCONFIG_SET_STRING, key, value)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import trio
 
-from .mounts import Mount
+from .mounts import Mount, escape_path
 from .snapshotter import Kind
 from .workers import Workers
 
@@ -65,19 +65,26 @@ class Overlay:
 
     def mounts(self, directory: Path, kind: Kind, parents: Sequence[Path]) -> Sequence[Mount]:
         """How to see the snapshot; the nearest parent comes first."""
-        lowers = [str(parent / "fs") for parent in parents]
-        upper = str(directory / "fs")
+        lowers = [parent / "fs" for parent in parents]
+        upper = directory / "fs"
         if not lowers:
             return [_bind(upper, "rw" if kind is Kind.ACTIVE else "ro")]
         if kind is Kind.ACTIVE:
-            own: tuple[str, ...] = (f"workdir={directory / 'work'}", f"upperdir={upper}")
+            own: tuple[str, ...] = (
+                f"workdir={_escaped(directory / 'work')}",
+                f"upperdir={_escaped(upper)}",
+            )
         elif len(lowers) == 1:
             return [_bind(lowers[0], "ro")]
         else:
             own = ()
-        options = (*self._options, *own, "lowerdir=" + ":".join(lowers))
+        options = (*self._options, *own, "lowerdir=" + ":".join(map(_escaped, lowers)))
         return [Mount(type="overlay", source="overlay", options=options)]
 
 
-def _bind(source: str, access: str) -> Mount:
-    return Mount(type="bind", source=source, options=(access, "rbind"))
+def _escaped(path: Path) -> str:
+    return escape_path(str(path))
+
+
+def _bind(source: Path, access: str) -> Mount:
+    return Mount(type="bind", source=str(source), options=(access, "rbind"))

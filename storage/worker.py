@@ -33,7 +33,7 @@ import cbor2
 from ..actors.errors import FailedPrecondition, InvalidArgument, Refusal
 from . import syscalls
 from .layer import Applied, Form, Limits, apply, refusal_of
-from .mounts import Mount, detached, mount_all, overlay_layers, unmount_all
+from .mounts import Mount, detached, escape_path, mount_all, overlay_layers, unmount_all
 from .tar import Bounds
 from .trees import copy_tree, measure_tree, remove_tree
 
@@ -197,10 +197,11 @@ def do_probe(job: Job) -> Mapping[str, Any]:
     root = Path(job["path"])
     for name in ("lower", "upper", "work"):
         (root / name).mkdir(parents=True, exist_ok=True)
+    escaped = escape_path(str(root))
     options: tuple[str, ...] = (
-        f"workdir={root}/work",
-        f"upperdir={root}/upper",
-        f"lowerdir={root}/lower",
+        f"workdir={escaped}/work",
+        f"upperdir={escaped}/upper",
+        f"lowerdir={escaped}/lower",
     )
     # Inside a user namespace overlayfs keeps its marks in user.*, if it is told to.
     user_attributes = not _has_trusted(root / "upper")

@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from holdfast.actors.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from holdfast.storage import syscalls
 from holdfast.storage.mounts import (
     Mount,
     detached,
+    escape_path,
     mount_all,
     overlay_layers,
     parse_options,
@@ -47,6 +50,16 @@ def test_a_mount_is_the_same_after_a_frame() -> None:
     mount = Mount(type="overlay", source="overlay", options=("lowerdir=/a:/b", "upperdir=/u"))
     assert Mount.from_record(mount.to_record()) == mount
     assert overlay_layers(mount) == ("/u", ["/a", "/b"])
+
+
+@given(st.lists(st.text("a/\\,:", min_size=1), min_size=1))
+def test_an_overlays_paths_come_back_as_they_were(paths: list[str]) -> None:
+    lower = "lowerdir=" + ":".join(map(escape_path, paths))
+    options = (f"upperdir={escape_path(paths[0])}", lower)
+    assert overlay_layers(Mount(type="overlay", source="overlay", options=options)) == (
+        paths[0],
+        paths,
+    )
 
 
 @pytest.mark.root

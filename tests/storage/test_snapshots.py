@@ -15,6 +15,7 @@ from holdfast.actors.errors import DataLoss, FailedPrecondition, NotFound, Unava
 from holdfast.actors.exits import KILL
 from holdfast.actors.system import System
 from holdfast.storage.leases import Leases
+from holdfast.storage.mounts import detached, mount_all, unmount_all
 from holdfast.storage.native import Native
 from holdfast.storage.overlay import Overlay
 from holdfast.storage.snapshotactor import SnapshotActor
@@ -314,6 +315,30 @@ async def test_without_its_keeper_it_says_so_and_serves_again_after_a_restart(
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("name", ["a:b", "a,b", "a\\b", "a\\:b,c\\"])
+async def test_a_root_may_have_any_name(tmp_path: Path, name: str) -> None:
+    root, at = tmp_path / name, tmp_path / "at"
+    root.mkdir()
+    at.mkdir()
+    async with opened(root, "overlayfs") as house:
+        s = house.snapshotter
+        [mount] = await s.prepare(NS, "a", "")
+        Path(mount.source, "lowest").touch()
+        await s.commit(NS, "A", "a")
+        mounts = await s.prepare(NS, "b", "A")
+        mount_all(mounts, str(at))
+        try:
+            (at / "upper").touch()
+        finally:
+            unmount_all(str(at))
+        await s.commit(NS, "B", "b")
+        with detached(await s.prepare(NS, "c", "B")) as fd:
+            assert sorted(os.listdir(fd)) == ["lowest", "upper"]
+        with detached(await s.view(NS, "v", "B")) as fd:
+            assert sorted(os.listdir(fd)) == ["lowest", "upper"]
+
+
+@pytest.mark.root
 async def test_overlay_is_only_offered_where_it_works(tmp_path: Path) -> None:
     async with System.open():
         workers = Workers(1)
@@ -321,5 +346,13 @@ async def test_overlay_is_only_offered_where_it_works(tmp_path: Path) -> None:
         assert driver is not None
         [mount] = driver.mounts(tmp_path / "2", Kind.ACTIVE, [tmp_path / "1"])
         assert mount.options[0] == "index=off"
-        assert await Overlay.probe(tmp_path / "a:b", workers) is None
+        at = tmp_path / "at"
+        for path in (at, tmp_path / "1/fs", tmp_path / "2/fs", tmp_path / "2/work"):
+            path.mkdir(parents=True)
+        mount_all([mount], str(at))
+        try:
+            # An upper directory on an overlay is more than the kernel takes.
+            assert await Overlay.probe(at, workers) is None
+        finally:
+            unmount_all(str(at))
         await workers.close()
