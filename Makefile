@@ -5,8 +5,9 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 
-# What runs containers, and what tests and benchmarks compare with.
-PROGRAMS := crun runc containerd busybox-static erlang-base python3-venv iproute2 iputils-ping
+# What runs containers (crun, runc), what tests and benchmarks compare with (containerd with ctr and
+# its shim, Erlang's supervisor), what images are made of (busybox), what tests look with (the rest).
+PROGRAMS := crun runc containerd erlang-base busybox-static python3-venv procps mount iproute2
 
 .PHONY: setup demo test check quick bench difftest clean
 
@@ -21,12 +22,14 @@ setup: .venv/programs .venv/packages
 	@mkdir -p .venv && touch $@
 
 # uv comes through pip with the same hash-checked list, then installs the rest faster than pip would.
+# Where an index is set for pip alone, uv does not find it, and pip installs all.
 .venv/packages: requirements-dev.txt pyproject.toml .venv/programs
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@test -x $(BIN)/uv || { grep -A40 '^uv==' requirements-dev.txt | awk 'NR>1 && /^[a-z]/{exit} {print}' > .venv/uv.txt && \
 	  $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r .venv/uv.txt; }
-	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install -q --require-hashes -r requirements-dev.txt
-	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install -q --no-deps --no-build-isolation -e .
+	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install -q --require-hashes -r requirements-dev.txt || \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install -q --offline --no-deps --no-build-isolation -e .
 	@touch $@
 
 demo: setup
