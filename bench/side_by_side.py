@@ -13,87 +13,35 @@ import contextlib
 import json
 import os
 import platform
-import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench.daemons import running
 from bench.execs import ExecCounter
 from bench.load import PHASES, Target, churn
 from examples import busybox_image
 
 RESULTS = Path(__file__).parent / "results" / "latest.json"
-CONTAINERD_CONFIG = """
-version = 2
-root = "{base}/root"
-state = "{base}/state"
-disabled_plugins = [
-  "io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.btrfs",
-  "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper",
-  "io.containerd.snapshotter.v1.aufs",
-]
-[grpc]
-address = "{base}/daemon.sock"
-[ttrpc]
-address = "{base}/daemon.sock.ttrpc"
-"""
-WITHOUT_UNIFIED = "mountpoint -q /sys/fs/cgroup/unified && umount -l /sys/fs/cgroup/unified; exec "
 
 Report = dict[str, Any]
 
 
-def command(side: str, base: Path) -> list[str]:
-    if side == "holdfast":
-        return [
-            sys.executable, "-m", "holdfast.api.daemon", "--root", f"{base}/root",
-            "--state", f"{base}/state", "--address", f"{base}/daemon.sock", "--log-level", "warn",
-        ]  # fmt: skip
-    config = base / "config.toml"
-    config.write_text(CONTAINERD_CONFIG.format(base=base))
-    daemon = f"containerd --config {config} --log-level warn"
-    return ["unshare", "--mount", "--propagation", "slave", "sh", "-c", WITHOUT_UNIFIED + daemon]
-
-
 @contextlib.contextmanager
-def daemon(side: str, base: Path, archive: Path) -> Iterator[Target]:
+def target(side: str, base: Path, archive: Path) -> Iterator[Target]:
     """A daemon with the image unpacked; gives what the load needs to know."""
-    base.mkdir()
-    address = base / "daemon.sock"
-    with (base / "daemon.log").open("wb") as log:
-        process = subprocess.Popen(command(side, base), stdout=log, stderr=log)
-    try:
-        _wait_for(address, process, base / "daemon.log")
-        ctr = ["ctr", "--address", str(address), "--namespace", "bench"]
+    with running(side, base, for_crun=True, log_level="warn") as daemon:
+        ctr = ["ctr", "--address", str(daemon.socket), "--namespace", "bench"]
         subprocess.run([*ctr, "images", "import", str(archive)], check=True, capture_output=True)
         listed = subprocess.run(
             [*ctr, "snapshots", "ls"], check=True, capture_output=True, text=True
         ).stdout
         chain = next(line.split()[0] for line in listed.splitlines() if "Committed" in line)
-        yield Target(str(address), chain, binary="crun")
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _wait_for(address: Path, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(600):
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
-            probe.connect(str(address))
-            return
-        if process.poll() is not None:
-            break
-        time.sleep(0.05)
-    raise SystemExit(f"a daemon does not start: {log.read_text()[-2000:]}")
+        yield Target(str(daemon.socket), chain, binary="crun")
 
 
 def measure(targets: dict[str, Target], parallel: int, cycles: int, rounds: int) -> Report:
@@ -168,8 +116,8 @@ def main() -> None:
         archive = base / "busybox.tar"
         busybox_image.build(archive)
         with (
-            daemon("holdfast", base / "holdfast", archive) as ours,
-            daemon("containerd", base / "containerd", archive) as theirs,
+            target("holdfast", base / "holdfast", archive) as ours,
+            target("containerd", base / "containerd", archive) as theirs,
         ):
             targets = {"holdfast": ours, "containerd": theirs}
             for side in targets:

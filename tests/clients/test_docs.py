@@ -17,8 +17,8 @@ from holdfast.api.cli.main import cli
 from holdfast.api.config import Config
 from holdfast.api.daemon import daemon as daemon_command
 
-sys.path.insert(0, str(Path(__file__).parent))
-from daemons import end_shims_of
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from bench.daemons import end_shims_of
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]

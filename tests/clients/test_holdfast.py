@@ -15,7 +15,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parent))
-from daemons import Daemon, running
+from bench.daemons import Daemon, running
 from examples import busybox_image
 from terminal import on_a_terminal
 

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-sys.path.insert(0, str(Path(__file__).parent))
+from bench.daemons import running
 from bench.load import Target, churn
-from daemons import running
 from examples import busybox_image
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]

@@ -1,4 +1,4 @@
-"""The daemons that clients are tested against: ours, and Debian's containerd as the measure."""
+"""The daemons that clients are tested and measured against: ours, and Debian's containerd."""
 
 import contextlib
 import os
@@ -28,6 +28,8 @@ address = "{base}/daemon.sock"
 [ttrpc]
 address = "{base}/daemon.sock.ttrpc"
 """
+# What hides the other cgroup tree of a hybrid host, which crun 1.8 refuses to run on.
+WITHOUT_UNIFIED = "mountpoint -q /sys/fs/cgroup/unified && umount -l /sys/fs/cgroup/unified; exec "
 
 
 @dataclass(frozen=True)
@@ -40,26 +42,38 @@ class Daemon:
     pid: int
 
 
-def command(kind: str, base: Path) -> list[str]:
-    """The command line that starts a daemon of this kind below `base`."""
+def command(kind: str, base: Path, *, for_crun: bool = False, log_level: str = "info") -> list[str]:
+    """The command line that starts a daemon of this kind below `base`.
+
+    `for_crun` says that containerd will be asked for crun; Holdfast's shims see to it themselves.
+    """
     if kind == "containerd":
         config = base / "config.toml"
         config.write_text(CONTAINERD_CONFIG.format(base=base))
-        return ["containerd", "--config", str(config), "--log-level", "warn"]
+        words = ["containerd", "--config", str(config), "--log-level", "warn"]
+        if for_crun:
+            shell = ["sh", "-c", WITHOUT_UNIFIED + shlex.join(words)]
+            return ["unshare", "--mount", "--propagation", "slave", *shell]
+        return words
     program = shlex.split(os.environ.get("HOLDFASTD", f"{sys.executable} -m holdfast.api.daemon"))
     places = {"--root": base / "root", "--state": base / "state", "--address": base / "daemon.sock"}
     words = [word for flag, path in places.items() for word in (flag, str(path))]
-    return [*program, *words, "--log-level", "info"]
+    return [*program, *words, "--log-level", log_level]
 
 
 @contextlib.contextmanager
-def running(kind: str, base: Path) -> Iterator[Daemon]:
+def running(
+    kind: str, base: Path, *, for_crun: bool = False, log_level: str = "info"
+) -> Iterator[Daemon]:
     """Start the daemon, wait until it accepts, end it afterwards and wait for its end."""
     base.mkdir(parents=True, exist_ok=True)
     log = base / "daemon.log"
     with log.open("ab") as output:
         process = subprocess.Popen(
-            command(kind, base), stdout=output, stderr=output, start_new_session=True
+            command(kind, base, for_crun=for_crun, log_level=log_level),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
     address = base / "daemon.sock"
     try:
@@ -89,7 +103,7 @@ def _wait_until_it_accepts(process: subprocess.Popen[bytes], address: Path, log:
 
 
 def end_shims_of(base: Path) -> None:
-    """A test that failed half-way may leave shims and containers: end those of this base alone."""
+    """What failed half-way may leave shims and containers: end those of this base alone."""
     for _ in range(3):
         found = [pid for pid in _processes() if _belongs(pid, str(base))]
         for pid in found:
