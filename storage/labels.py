@@ -1,4 +1,4 @@
-"""Labels, identifiers and digests in requests: what they may look like, how labels change.
+"""Labels and identifiers in requests: what they may look like, how labels change.
 
 The rules and the texts of refusals are those that containerd's clients know.
 """
@@ -16,10 +16,6 @@ Labels = Mapping[str, str]
 IDENTIFIER_BYTES_MAX = 76
 IDENTIFIER = r"^[A-Za-z0-9]+(?:[._-](?:[A-Za-z0-9]+))*$"
 _IDENTIFIER = re.compile(IDENTIFIER.removeprefix("^").removesuffix("$"), re.ASCII)
-
-DIGEST_HEX_LENGTHS = {"sha256": 64, "sha384": 96, "sha512": 128}
-_DIGEST = re.compile(r"[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[a-zA-Z0-9=_-]+", re.ASCII)
-_HEX = re.compile(r"[a-f0-9]+", re.ASCII)
 
 LABEL_BYTES_MAX = 4096
 LABEL_KEY_SHOWN_MAX = 64
@@ -53,19 +49,6 @@ def check_namespace(namespace: str) -> None:
         check_identifier(namespace)
     except InvalidArgument as error:
         raise InvalidArgument(f"namespace validation: {error}") from error
-
-
-def fault_of_digest(digest: str) -> str:
-    """What is wrong with a digest, in OCI's words; empty when it is sound."""
-    algorithm, _, encoded = digest.partition(":")
-    if not algorithm or not encoded:
-        return "invalid checksum digest format"
-    if algorithm not in DIGEST_HEX_LENGTHS:
-        sound_form = _DIGEST.fullmatch(digest)
-        return "unsupported digest algorithm" if sound_form else "invalid checksum digest format"
-    if len(encoded) != DIGEST_HEX_LENGTHS[algorithm]:
-        return "invalid checksum digest length"
-    return "" if _HEX.fullmatch(encoded) else "invalid checksum digest format"
 
 
 def check_label(key: str, value: str) -> None:

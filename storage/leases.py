@@ -21,8 +21,9 @@ from functools import partial
 import trio
 
 from ..actors.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented
+from .digest import fault_of_digest
 from .filters import compile_filters
-from .labels import Labels, check_namespace, fault_of_digest, map_field, quoted, stored_labels
+from .labels import Labels, check_namespace, map_field, quoted, stored_labels
 from .store import Record, Store, Transaction
 
 EXPIRE_LABEL = "containerd.io/gc.expire"

@@ -121,10 +121,13 @@ def test_documents_are_typed() -> None:
     [
         ("", "invalid checksum digest format"),
         ("sha256", "invalid checksum digest format"),
+        ("sha256:", "invalid checksum digest format"),
+        (":abc", "invalid checksum digest format"),
         ("sha256:ab", "invalid checksum digest length"),
         ("md5:ab", "unsupported digest algorithm"),
         ("m/d5:ab", "invalid checksum digest format"),
         ("sha256:" + "G" * 64, "invalid checksum digest format"),
+        ("sha256:" + "A" * 64, "invalid checksum digest format"),
         ("sha256:" + "../" * 21 + "a", "invalid checksum digest format"),
         (EMPTY, ""),
         (digest_of(b"", "sha512"), ""),

@@ -14,7 +14,6 @@ from holdfast.storage.labels import (
     check_label,
     check_labels,
     check_namespace,
-    fault_of_digest,
     map_field,
     masked_labels,
     quoted,
@@ -109,23 +108,3 @@ def test_a_filter_takes_the_rest_of_the_path_as_one_key() -> None:
 
 def test_names_are_shown_in_quotes() -> None:
     assert quoted('a"b\\é\n') == '"a\\"b\\\\é\\n"'
-
-
-@pytest.mark.parametrize(
-    ("digest", "fault"),
-    [
-        ("sha256:" + "0" * 64, ""),
-        ("sha512:" + "f" * 128, ""),
-        ("sha256:" + "0" * 63, "invalid checksum digest length"),
-        ("sha256:" + "G" * 64, "invalid checksum digest format"),
-        ("sha256:" + "A" * 64, "invalid checksum digest format"),
-        ("", "invalid checksum digest format"),
-        ("sha256", "invalid checksum digest format"),
-        ("sha256:", "invalid checksum digest format"),
-        (":abc", "invalid checksum digest format"),
-        ("md5:abc", "unsupported digest algorithm"),
-        ("md5:../x", "invalid checksum digest format"),
-    ],
-)
-def test_digests_are_algorithm_and_hex(digest: str, fault: str) -> None:
-    assert fault_of_digest(digest) == fault
