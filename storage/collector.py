@@ -5,6 +5,9 @@
 A collection comes soon after deletions, but not so often that collecting takes more than its
 share of the time: the pause after one grows with how long collections take. A caller of
 `collect` gets one that began after the call.
+
+While the store has a damaged record that may have kept others, nothing is collected: what it
+kept can still be mended.
 """
 
 from __future__ import annotations
@@ -27,6 +30,9 @@ Reclaim = Callable[[Garbage], Awaitable[None]]
 
 # Deletions of these may have set something free.
 FREEING = frozenset({"container", "image", "lease", "lease_resource", "content", "snapshot"})
+
+# Records of these keep nothing. A damaged kind may be any word, and counts as one that does.
+KEEPING_NOTHING = frozenset({"namespace", "task", "exec", "exit"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +146,10 @@ class Collector:
     async def _collect(self) -> Collection:
         began_s = trio.current_time()
         self._writes = self._deletions = 0
+        damaged = [one for one in self._store.damaged if one.kind not in KEEPING_NOTHING]
+        if damaged:
+            log.warning("garbage.kept", reason="the store has damaged records", count=len(damaged))
+            return Collection(elapsed_s=0.0, kept=0)
         journal = Journal()
         try:
             await self._store.write(lambda tx: tx.keep_journal(journal))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -494,3 +497,23 @@ async def test_a_failed_collection_is_nobodys_answer(world: World) -> None:
 )
 def test_the_pause_keeps_the_share(share: float, mean_s: float, pause_s: float) -> None:
     assert Pace(share_max=share).pause_s(mean_s) == pytest.approx(pause_s)
+
+
+@pytest.mark.parametrize(("kind", "kept"), [("image", True), ("?mage", True), ("task", False)])
+async def test_what_a_damaged_record_may_have_kept_stays(
+    tmp_path: Path, kind: str, kept: bool
+) -> None:
+    path = tmp_path / "damaged.db"
+    async with Store.open(path) as store:
+        world = World(store)
+        await world.blob("One")
+        await world.put(kind, "name")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE record SET value = x'00' WHERE kind = ?", (kind,))
+        connection.commit()
+    async with Store.open(path) as store:
+        assert [one.kind for one in store.damaged] == [kind]
+        world = World(store)
+        assert await world.left() == ({"One"} if kept else set())
+        await store.forget_damaged()
+        assert await world.left() == set()
