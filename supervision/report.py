@@ -9,6 +9,7 @@ import traceback as tracebacks
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 from weakref import WeakKeyDictionary
 
@@ -54,33 +55,32 @@ def crash_report(
     obituary: Obituary | None,
 ) -> CrashReport:
     """Put a fall into words, now, while its pieces still exist."""
-    error = reason.exception
-    if obituary is None:
-        return CrashReport(
-            at_ns=time.time_ns(),
-            supervisor=supervisor,
-            child=child,
-            reason=str(reason),
-            next_step=next_step,
-            restarts=restarts,
-            exception="" if error is None else f"{type(error).__name__}: {short_repr(str(error))}",
-            traceback="" if error is None else _end_of("".join(tracebacks.format_exception(error))),
-        )
-    return CrashReport(
+    report = partial(
+        CrashReport,
         at_ns=time.time_ns(),
         supervisor=supervisor,
         child=child,
         reason=str(reason),
         next_step=next_step,
         restarts=restarts,
-        exception=obituary.exception,
-        traceback=_end_of(obituary.traceback),
-        last_message=obituary.last_message,
-        state=obituary.state,
-        mailbox=obituary.mailbox,
-        mailbox_depth=obituary.mailbox_depth,
-        handled=obituary.handled,
-        age_s=obituary.age_s,
+    )
+    if obituary is not None:
+        return report(
+            exception=obituary.exception,
+            traceback=_end_of(obituary.traceback),
+            last_message=obituary.last_message,
+            state=obituary.state,
+            mailbox=obituary.mailbox,
+            mailbox_depth=obituary.mailbox_depth,
+            handled=obituary.handled,
+            age_s=obituary.age_s,
+        )
+    error = reason.exception
+    if error is None:
+        return report()
+    return report(
+        exception=f"{type(error).__name__}: {short_repr(str(error))}",
+        traceback=_end_of("".join(tracebacks.format_exception(error))),
     )
 
 
