@@ -120,8 +120,17 @@ class ThreadLoop(pykka.ThreadingActor):
         return pykka.ThreadingActor._create_actor_inbox()
 
     @classmethod
+    def new_future(cls) -> pykka.Future[Any]:
+        """The answer to one request."""
+        return pykka.ThreadingActor._create_future()
+
+    @classmethod
     def _create_actor_inbox(cls) -> ActorInbox:
         return cls.new_inbox()
+
+    @classmethod
+    def _create_future(cls) -> pykka.Future[Any]:
+        return cls.new_future()
 
     def start_loop(self) -> None:
         """Start the thread."""

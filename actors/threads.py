@@ -118,6 +118,11 @@ class ThreadActor(ThreadLoop):
         return ThreadInbox(cls.inbox_bound)
 
     @classmethod
+    def new_future(cls) -> Future[Any]:
+        """What `ref.ask` returns: the loop awaits it, and is refused to block on it."""
+        return Future()
+
+    @classmethod
     def start(  # pyright: ignore[reportIncompatibleMethodOverride]  # ActorRef is invariant
         cls, *args: Any, **kwargs: Any
     ) -> pykka.ActorRef[Self]:
