@@ -26,7 +26,6 @@ from holdfast.actors.exits import (
     MailboxFull,
     StartFailed,
     StopActor,
-    WouldBlockLoop,
 )
 from holdfast.actors.future import wait_for
 from holdfast.actors.mailbox import Overflow
@@ -496,30 +495,6 @@ async def test_hazard_exception_groups(autojump_clock: Any, system: System, scri
     ref = await scripted.spawn()
     ref.tell(in_nursery(stop))
     assert await ref.wait_exit() == SHUTDOWN
-
-
-async def test_hazard_a_blocking_call_on_the_loop_is_refused(
-    autojump_clock: Any, system: System, scripted: Any
-) -> None:
-    ref = await scripted.spawn()
-    with pytest.raises(WouldBlockLoop):
-        ref.ask("count")
-    with pytest.raises(WouldBlockLoop):
-        ref.ask("count", block=False).get()
-
-
-async def test_hazard_a_flood_starves_nobody(
-    autojump_clock: Any, system: System, scripted: Any
-) -> None:
-    class Loop(Actor):
-        def on_receive(self, message: Any) -> None:
-            self.ref.tell(message)
-
-    flooded, other = await Loop.spawn(), await scripted.spawn()
-    flooded.tell(1)
-    assert await other.call("count") == 1
-    flooded.exit(KILL)
-    await flooded.wait_exit()
 
 
 async def test_a_background_task_ends_with_the_actor_and_its_fault_is_the_actors(
