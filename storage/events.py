@@ -36,6 +36,11 @@ R = TypeVar("R")
 GAP_TOPIC = "/holdfast/gap"
 GAP_TYPE = "holdfast.events.Gap"
 
+QUEUE_BYTES_MAX = 1 << 20
+"""What one subscription may hold, whatever the number of its events."""
+ROWS_AT_ONCE = 64
+MAPPING_BYTES = 1024  # an event's own payload is a small map; counted as this much
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
@@ -223,6 +228,7 @@ class Subscription:
         self._accepts = accepts
         self._queue_max = queue_max
         self._queue: deque[Event] = deque()
+        self._queued_bytes = 0
         self._wake = trio.Event()
         self._closed = False
         # Invariant: events up to here have been shown, queued, or filtered out.
@@ -243,10 +249,10 @@ class Subscription:
             if event.seq <= self._reached:
                 continue
             if self._matches(event):
-                if len(self._queue) >= self._queue_max:
+                if len(self._queue) >= self._queue_max or self._queued_bytes >= QUEUE_BYTES_MAX:
                     self._lagging = True
                     break
-                self._queue.append(event)
+                self._append(event)
             self._reached = event.seq
         if self._queue or self._lagging:
             self._wake.set()
@@ -258,7 +264,9 @@ class Subscription:
                 raise trio.ClosedResourceError
             if self._queue:
                 await trio.lowlevel.checkpoint()
-                return self._queue.popleft()
+                event = self._queue.popleft()
+                self._queued_bytes -= _size(event)
+                return event
             if self._lagging:
                 await self._read_rows()
                 continue
@@ -267,19 +275,23 @@ class Subscription:
 
     async def _read_rows(self) -> None:
         last_seq = self._log.last_seq
-        events = await self._log.read(self._reached, self._queue_max)
+        events = await self._log.read(self._reached, min(self._queue_max, ROWS_AT_ONCE))
         for event in events:
             if event.seq > self._reached + 1:
-                self._queue.append(gap(self._reached + 1, event.seq - 1))
+                self._append(gap(self._reached + 1, event.seq - 1))
             if self._matches(event):
-                self._queue.append(event)
+                self._append(event)
             self._reached = event.seq
         if not events:
             # The log is known to reach further, and no row of that is left.
-            self._queue.append(gap(self._reached + 1, last_seq))
+            self._append(gap(self._reached + 1, last_seq))
             self._reached = last_seq
         # No await since the rows came back, so nothing can have been offered in between.
         self._lagging = self._reached < self._log.last_seq
+
+    def _append(self, event: Event) -> None:
+        self._queue.append(event)
+        self._queued_bytes += _size(event)
 
     def _matches(self, event: Event) -> bool:
         return event.topic == GAP_TOPIC or self._accepts(lambda path: event_field(event, path))
@@ -304,3 +316,7 @@ class Subscription:
             return await self.receive()
         except trio.ClosedResourceError:
             raise StopAsyncIteration from None
+
+
+def _size(event: Event) -> int:
+    return len(event.payload) if isinstance(event.payload, bytes) else MAPPING_BYTES

@@ -10,9 +10,7 @@ from google.protobuf import json_format
 from google.protobuf.empty_pb2 import Empty
 
 from ..identity import REVISION, VERSION
-from ..proto.services import admin_pb2, events_pb2, version_pb2
-from ..proto.types_pb2 import Envelope
-from ..services.events import SINCE
+from ..proto.services import admin_pb2, version_pb2
 from .output import format_option, moment, records, say
 from .session import Where
 
@@ -154,21 +152,18 @@ def events(where: Where, since: int | None, output_format: str, filters: tuple[s
 
     async def work() -> None:
         async with where.session() as session:
-            metadata = dict(session.metadata)
-            if since is not None:
-                metadata[SINCE] = str(since)
-            path = "/containerd.services.events.v1.Events/Subscribe"
-            async with session.channel.stream(path, Envelope, metadata) as call:
-                await call.send(events_pb2.SubscribeRequest(filters=filters))
+            async with session.stream("admin/Events", admin_pb2.EventsResponse) as call:
+                await call.send(admin_pb2.EventsRequest(filters=filters, since=since))
                 await call.end()
-                async for envelope in call:
-                    say(event_line(envelope, output_format))
+                async for event in call:
+                    say(event_line(event, output_format))
 
     trio.run(work)
 
 
-def event_line(envelope: Envelope, output_format: str) -> str:
-    """One event as a line."""
+def event_line(event: admin_pb2.EventsResponse, output_format: str) -> str:
+    """One event as a line; the number before it is what `--since` takes."""
+    envelope = event.envelope
     stamp = envelope.timestamp.ToJsonString()
     try:
         fields = json_format.MessageToDict(envelope.event, preserving_proto_field_name=True)
@@ -178,6 +173,7 @@ def event_line(envelope: Envelope, output_format: str) -> str:
     if output_format == "json":
         return json.dumps(
             {
+                "sequence": event.sequence,
                 "timestamp": stamp,
                 "namespace": envelope.namespace,
                 "topic": envelope.topic,
@@ -185,7 +181,10 @@ def event_line(envelope: Envelope, output_format: str) -> str:
                 "event": fields,
             }
         )
-    return f"{stamp} {envelope.namespace} {envelope.topic} {json.dumps(fields, sort_keys=True)}"
+    if event.lost_from:
+        fields = {"lost_from": event.lost_from, "lost_to": event.sequence}
+    told = json.dumps(fields, sort_keys=True)
+    return f"{event.sequence} {stamp} {envelope.namespace} {envelope.topic} {told}"
 
 
 @click.command()

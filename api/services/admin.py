@@ -9,6 +9,7 @@ import trio
 from ...actors.errors import InvalidArgument
 from ...runtime.launch import Wanted
 from ...runtime.spec import BindMount
+from ...storage.events import GAP_TOPIC, Event
 from ...supervision.report import CrashReport
 from ...supervision.tree import Node
 from ..anys import timestamp
@@ -17,6 +18,7 @@ from ..grpc.service import Service, implement
 from ..host import Host
 from ..identity import VERSION
 from ..proto.services import admin_pb2 as pb
+from .events import to_envelope
 
 EXPORT_CHUNK = 1 << 20
 GUARANTEE = (
@@ -70,6 +72,14 @@ def service(host: Host) -> Service:
     async def import_(call: ImportCall) -> None:
         await _import(host, call)
 
+    async def events(
+        request: pb.EventsRequest, call: Call[pb.EventsRequest, pb.EventsResponse]
+    ) -> None:
+        since = request.since if request.HasField("since") else None
+        with host.events.subscribe(list(request.filters), since=since) as subscription:
+            async for event in subscription:
+                await call.send(event_to(event))
+
     async def export(
         request: pb.ExportRequest, call: Call[pb.ExportRequest, pb.ExportResponse]
     ) -> None:
@@ -93,6 +103,7 @@ def service(host: Host) -> Service:
             "CreateContainer": create_container,
             "Import": import_,
             "Export": export,
+            "Events": events,
         },
     )
 
@@ -130,6 +141,13 @@ class _Incoming:
         taken = self._held if count < 0 else self._held[:count]
         self._held = self._held[len(taken) :]
         return taken
+
+
+def event_to(event: Event) -> pb.EventsResponse:
+    answer = pb.EventsResponse(sequence=event.seq, envelope=to_envelope(event))
+    if event.topic == GAP_TOPIC and not isinstance(event.payload, bytes):
+        answer.lost_from = event.payload["from_seq"]
+    return answer
 
 
 def wanted_from(request: pb.CreateContainerRequest) -> Wanted:

@@ -1,6 +1,7 @@
 import datetime
 
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from holdfast.api.proto import types_pb2 as _types_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -181,6 +182,24 @@ class CreateContainerResponse(_message.Message):
     name: str
     image: str
     def __init__(self, name: _Optional[str] = ..., image: _Optional[str] = ...) -> None: ...
+
+class EventsRequest(_message.Message):
+    __slots__ = ("filters", "since")
+    FILTERS_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    filters: _containers.RepeatedScalarFieldContainer[str]
+    since: int
+    def __init__(self, filters: _Optional[_Iterable[str]] = ..., since: _Optional[int] = ...) -> None: ...
+
+class EventsResponse(_message.Message):
+    __slots__ = ("sequence", "envelope", "lost_from")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    ENVELOPE_FIELD_NUMBER: _ClassVar[int]
+    LOST_FROM_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    envelope: _types_pb2.Envelope
+    lost_from: int
+    def __init__(self, sequence: _Optional[int] = ..., envelope: _Optional[_Union[_types_pb2.Envelope, _Mapping]] = ..., lost_from: _Optional[int] = ...) -> None: ...
 
 class ImportRequest(_message.Message):
     __slots__ = ("data", "base_name", "skip_unpack")
