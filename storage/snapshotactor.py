@@ -12,9 +12,9 @@ from ..actors.actor import Actor
 from ..actors.errors import AlreadyExists
 from ..actors.message import Request
 from .labels import quoted, stored_labels
-from .layer import refusal_of
 from .leases import lease_resource, release_resource
 from .mounts import Mount
+from .refusal import refusal_of
 from .snapshotgraph import Graph, check_active, check_parent
 from .snapshotrecord import Place, Snapshot
 from .snapshotter import Info, Kind, Usage

@@ -32,8 +32,10 @@ import cbor2
 
 from ..actors.errors import FailedPrecondition, InvalidArgument, Refusal
 from . import syscalls
-from .layer import Applied, Form, Limits, apply, refusal_of
+from .layer import Applied, Limits, apply
+from .layerroot import Form
 from .mounts import Mount, detached, escape_path, mount_all, overlay_layers, unmount_all
+from .refusal import refusal_of
 from .tar import Bounds
 from .trees import copy_tree, measure_tree, remove_tree
 

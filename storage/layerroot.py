@@ -1,0 +1,201 @@
+"""The root that a layer is applied onto: its directories, opened, made and emptied.
+
+Every path is resolved within the root, where no symlink and no `..` leads out. A directory that
+is missing is made as the layers below have it, so that the mounted view does not change.
+"""
+
+import enum
+import errno
+import os
+import stat
+from collections.abc import Set as AbstractSet
+
+from .layerfile import RESERVED_ATTRIBUTES
+from .lowers import Lowers, Parts, open_parts, set_attribute
+from .trees import (
+    copy_attributes,
+    copy_file,
+    copy_owner_and_mode,
+    copy_special,
+    lstat,
+    remove_tree,
+)
+
+OPAQUE_ATTRIBUTES = {False: "trusted.overlay.opaque", True: "user.overlay.opaque"}
+
+LINKS_MAX = 40
+DIRECTORIES_OPEN_MAX = 64
+
+
+class Form(enum.Enum):
+    """How a removal is written."""
+
+    PLAIN = "plain"
+    OVERLAY = "overlay"
+
+
+class Root:
+    """The root directory, with the layers below it. A descriptor it gives is good until the
+    next call that makes or removes something."""
+
+    def __init__(
+        self, root_fd: int, form: Form, lowers: Lowers, *, user_attributes: bool = False
+    ) -> None:
+        self.form = form
+        self.lowers = lowers
+        self._root_fd = root_fd
+        self._opaque = OPAQUE_ATTRIBUTES[user_attributes]
+        # Invariant: each key's descriptor is the directory which that name leads to now;
+        # emptied whenever something that may be part of a path is removed.
+        self._directories: dict[Parts, int] = {}
+
+    def close(self) -> None:
+        """Let go of the directories held open."""
+        for fd in self._directories.values():
+            os.close(fd)
+        self._directories.clear()
+
+    def open(self, parts: Parts, flags: int) -> int:
+        """Open a path of the root; the caller closes it."""
+        return open_parts(self._root_fd, parts, flags)
+
+    def parent(self, parts: Parts) -> int:
+        """The directory that a name is in, made when it is missing."""
+        fd = self.directory(parts[:-1], make=True)
+        assert fd is not None
+        return fd
+
+    def directory(self, parts: Parts, *, make: bool) -> int | None:
+        """A cached descriptor of that directory; None when there is none and none is made."""
+        fd = self._directories.get(parts)
+        if fd is not None:
+            return fd
+        try:
+            fd = self.open(parts, os.O_RDONLY | os.O_DIRECTORY)
+        except (FileNotFoundError, NotADirectoryError):
+            if not make:
+                return None
+            fd = self._make_parents(parts, LINKS_MAX)
+        if len(self._directories) >= DIRECTORIES_OPEN_MAX:
+            oldest = next(iter(self._directories))
+            os.close(self._directories.pop(oldest))
+        self._directories[parts] = fd
+        return fd
+
+    def _make_parents(self, parts: Parts, links_left: int) -> int:
+        """Make what is missing of a path, as the layers below have it; its descriptor."""
+        if links_left == 0:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        fd = self.open((), os.O_RDONLY | os.O_DIRECTORY)
+        for depth in range(1, len(parts) + 1):
+            name = parts[depth - 1]
+            there = lstat(fd, name)
+            link = None
+            if there is None:
+                # A symlink of a lower layer leads on here too, as in the mounted view.
+                found = self.lowers.find(parts[:depth])
+                if found is not None and stat.S_ISLNK(found.status.st_mode):
+                    link = found.link()
+            elif stat.S_ISLNK(there.st_mode):
+                link = os.readlink(name, dir_fd=fd)
+            if link is not None:
+                # Perhaps it dangles: what it names is made, seen from the root.
+                os.close(fd)
+                start = () if link.startswith(b"/") else parts[: depth - 1]
+                resolved = _resolve(start, link)
+                return self._make_parents((*resolved, *parts[depth:]), links_left - 1)
+            try:
+                if there is None:
+                    self.make_directory(fd, name)
+                    self._copy_metadata(fd, name, parts[:depth])
+                elif is_whiteout(there) and self.form is Form.OVERLAY:
+                    os.unlink(name, dir_fd=fd)
+                    self.make_directory(fd, name, opaque=True)
+                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+                below = os.open(name, flags, dir_fd=fd)
+            finally:
+                os.close(fd)
+            fd = below
+        return fd
+
+    def make_directory(self, parent_fd: int, name: bytes, *, opaque: bool = False) -> None:
+        """Make an empty directory; `opaque` when it must not show what is below."""
+        os.mkdir(name, 0o755, dir_fd=parent_fd)
+        os.chmod(name, 0o755, dir_fd=parent_fd)  # whatever the umask
+        if opaque and self.form is Form.OVERLAY:
+            self.make_opaque(parent_fd, name)
+
+    def mark_opaque(self, fd: int) -> None:
+        """The same by a descriptor of the directory itself."""
+        set_attribute(fd, self._opaque, b"y")
+
+    def make_opaque(self, parent_fd: int, name: bytes) -> None:
+        """Hide what the layers below have in the directory of this name."""
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent_fd)
+        try:
+            self.mark_opaque(fd)
+        finally:
+            os.close(fd)
+
+    def _copy_metadata(self, parent_fd: int, name: bytes, parts: Parts) -> None:
+        found = self.lowers.find(parts)
+        if found is None or not stat.S_ISDIR(found.status.st_mode):
+            return
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent_fd)
+        try:
+            copy_owner_and_mode(fd, found.status)
+            with found.opened(os.O_RDONLY | os.O_DIRECTORY) as source_fd:
+                copy_attributes(source_fd, fd, RESERVED_ATTRIBUTES)
+        finally:
+            os.close(fd)
+
+    def copy_up(self, parts: Parts) -> bool:
+        """Bring a lower layer's file into this one, so that it can be linked to."""
+        found = self.lowers.find(parts)
+        if found is None or stat.S_ISDIR(found.status.st_mode):
+            return False
+        parent_fd = self.parent(parts)
+        with found.parent() as source_fd:
+            if stat.S_ISREG(found.status.st_mode):
+                copy_file(found.status, source_fd, parent_fd, parts[-1])
+            else:
+                copy_special(found.status, source_fd, parent_fd, parts[-1])
+        return True
+
+    def remove(self, parent_fd: int, parts: Parts, kept: AbstractSet[Parts]) -> bool:
+        """Remove a name but for what is in `kept`; whether it is gone.
+
+        Whoever holds a cached descriptor asks for it anew.
+        """
+        there = lstat(parent_fd, parts[-1])
+        if there is None:
+            return True
+        if not stat.S_ISDIR(there.st_mode):
+            if parts in kept:
+                return False
+            os.unlink(parts[-1], dir_fd=parent_fd)
+            if stat.S_ISLNK(there.st_mode):
+                self.close()
+            return True
+        parent_fd = os.dup(parent_fd)
+        try:
+            self.close()
+            return remove_tree(parent_fd, parts, kept)
+        finally:
+            os.close(parent_fd)
+
+
+def _resolve(start: Parts, link: bytes) -> Parts:
+    """A symlink's target seen from the directory `start`, which `..` cannot leave upwards."""
+    resolved = list(start)
+    for part in link.split(b"/"):
+        if part == b"..":
+            if resolved:
+                resolved.pop()
+        elif part not in (b"", b"."):
+            resolved.append(part)
+    return tuple(resolved)
+
+
+def is_whiteout(status: os.stat_result) -> bool:
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
