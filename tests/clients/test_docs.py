@@ -13,9 +13,11 @@ from pathlib import Path
 import click
 import pytest
 
+import holdfast
 from holdfast.api.cli.main import cli
 from holdfast.api.config import Config
 from holdfast.api.daemon import daemon as daemon_command
+from holdfast.api.sockets import services
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from bench.daemons import end_shims_of
@@ -28,6 +30,9 @@ import sys; sys.path.insert(0, "{HERE}")
 from terminal import on_a_terminal
 seen, status = on_a_terminal(sys.argv[1:], "exit\\n", "/ # ")
 print(seen); sys.exit(status)' """
+OPTION = r"(?<![\w-])--?[a-z][a-z-]*"
+SUBCOMMANDS = ("rm", "usage", "get")
+EVERYWHERE = {"-h", "--help", "--version"}
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -135,11 +140,6 @@ def documented(section: str) -> dict[str, set[str]]:
     return found
 
 
-OPTION = r"(?<![\w-])--?[a-z][a-z-]*"
-SUBCOMMANDS = ("rm", "usage", "get")
-EVERYWHERE = {"-h", "--help", "--version"}
-
-
 def real(command: click.Command, name: str = "") -> Iterator[tuple[str, list[set[str]]]]:
     """Every command that is not hidden, with the names of each of its options."""
     yield (
@@ -185,3 +185,12 @@ def test_the_reference_names_each_setting_with_its_default() -> None:
     text = (REPOSITORY / "docs/reference/cli.md").read_text()
     told = re.findall(r"^\| `(\w+)` \| `?([^|`]+?)`? \|", text, re.MULTILINE)
     assert told == [(each.name, str(each.default)) for each in fields(Config)]
+
+
+@pytest.mark.root
+async def test_the_reference_names_each_service(tmp_path: Path) -> None:
+    text = (REPOSITORY / "docs/reference/api.md").read_text()
+    told = set(re.findall(r"^\| `([\w.]+)` \|", text, re.MULTILINE))  # not the one in ttrpc
+    async with holdfast.open(root=tmp_path / "root", state=tmp_path / "state") as host:
+        paths = [path for service in services(host) for path in service]
+    assert told == {path.split("/")[1].rpartition(".")[0] for path in paths}
