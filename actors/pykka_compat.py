@@ -111,18 +111,23 @@ class HostedActor(_PykkaActor, abc.ABC):
         return self._handle_receive(message)
 
 
-class ThreadLoop(pykka.ThreadingActor):
-    """pykka's threading actor, its inbox and its loop replaceable."""
+class ThreadLoop(pykka.ThreadingActor, abc.ABC):
+    """pykka's threading actor, its hooks renamed. A subclass says where its messages wait, how
+    it is answered, and what its thread does."""
 
     @classmethod
+    @abc.abstractmethod
     def new_inbox(cls) -> ActorInbox:
         """The place where messages wait."""
-        return pykka.ThreadingActor._create_actor_inbox()
 
     @classmethod
+    @abc.abstractmethod
     def new_future(cls) -> pykka.Future[Any]:
         """The answer to one request."""
-        return pykka.ThreadingActor._create_future()
+
+    @abc.abstractmethod
+    def run_loop(self) -> None:
+        """What the thread does, from its first moment to its last."""
 
     @classmethod
     def _create_actor_inbox(cls) -> ActorInbox:
@@ -135,10 +140,6 @@ class ThreadLoop(pykka.ThreadingActor):
     def start_loop(self) -> None:
         """Start the thread."""
         self._start_actor_loop()
-
-    def run_loop(self) -> None:
-        """What the thread does, from its first moment to its last."""
-        super()._actor_loop()
 
     def _actor_loop(self) -> None:
         self.run_loop()
