@@ -91,18 +91,19 @@ class SnapshotActor(Actor):
         graph.refuse_present(place, message.labels)
         parents = graph.chain(place.namespace, message.parent)
         with graph.making(Place(place.namespace, message.parent)) as snapshot_id:
+            directory = graph.directory(snapshot_id)
             try:
-                await graph.driver.make(graph.directory(snapshot_id), message.kind, parents)
+                await graph.driver.make(directory, message.kind, parents)
             except OSError as error:
                 raise refusal_of(error, f"snapshot {quoted(place.key)}") from error
 
-            def work(tx: Transaction) -> Snapshot:
-                return self._record_new(tx, snapshot_id, message)
+            def work(tx: Transaction) -> None:
+                self._record_new(tx, snapshot_id, message)
 
-            snapshot = await graph.store.write(work)
-        return graph.mounts(place.namespace, snapshot)
+            await graph.store.write(work)
+        return graph.driver.mounts(directory, message.kind, parents)
 
-    def _record_new(self, tx: Transaction, snapshot_id: int, message: Create) -> Snapshot:
+    def _record_new(self, tx: Transaction, snapshot_id: int, message: Create) -> None:
         graph = self._graph
         namespace, key = self._place
         if graph.find_in(tx, self._place) is not None:
@@ -129,7 +130,6 @@ class SnapshotActor(Actor):
                 "containerd.events.SnapshotPrepare",
                 {"key": key, "parent": message.parent, "snapshotter": graph.name},
             )
-        return snapshot
 
     async def _commit(self, message: Commit) -> None:
         """Bring the content to the disk, count it, then let the committed record take over."""

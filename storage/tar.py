@@ -17,6 +17,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ..actors.errors import InvalidArgument, ResourceExhausted
+from .tarfields import (
+    has_checksum,
+    parse_decimal,
+    parse_number,
+    parse_pax,
+    parse_text,
+    parse_time_ns,
+)
 
 BLOCK = 512
 XATTR_PREFIX = b"SCHILY.xattr."
@@ -78,87 +86,6 @@ class Entry:
     minor: int
     xattrs: Mapping[bytes, bytes] = field(default_factory=dict[bytes, bytes])
     pieces: tuple[tuple[int, int], ...] | None = None
-
-
-def parse_number(raw: bytes, what: str) -> int:
-    """A header's number: octal digits, or base 256 when the first bit is set."""
-    if raw and raw[0] & 0x80:
-        value = int.from_bytes(raw, "big")
-        bits = len(raw) * 8
-        value -= 1 << (bits - 1)
-        # Two's complement in the bits below the marker.
-        if value >= 1 << (bits - 2):
-            value -= 1 << (bits - 1)
-        return value
-    digits = raw.split(b"\0", 1)[0].strip(b" ")
-    if not digits:
-        return 0
-    # int() alone would take signs, underscores and whitespace.
-    if digits.strip(b"01234567"):
-        raise InvalidArgument(f"tar header: {what} is no number")
-    return int(digits, 8)
-
-
-def parse_pax(raw: bytes) -> dict[bytes, bytes]:
-    """The records of a pax header: `length key=value\\n`, the later of two alike wins."""
-    records: dict[bytes, bytes] = {}
-    sparse_map: list[bytes] = []
-    start = 0
-    while start < len(raw):
-        space = raw.find(b" ", start, start + 20)
-        digits = raw[start:space] if space > 0 else b""
-        if not digits.isdigit():
-            # Some writers pad with NUL bytes.
-            if not raw[start:].strip(b"\0"):
-                break
-            raise InvalidArgument("pax header: a record has no length")
-        end = start + int(digits)
-        if end > len(raw) or end <= space + 1 or raw[end - 1] != 0x0A:
-            raise InvalidArgument("pax header: a record's length is wrong")
-        key, equals, value = raw[space + 1 : end - 1].partition(b"=")
-        if not equals or not key:
-            raise InvalidArgument("pax header: a record has no key")
-        if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):
-            # Format 0.0 repeats these keys, one pair for each piece.
-            sparse_map.append(value)
-        else:
-            records[key] = value
-        start = end
-    if sparse_map:
-        records[b"GNU.sparse.map"] = b",".join(sparse_map)
-    return records
-
-
-def _decimal(raw: bytes, what: str) -> int:
-    if not raw.isdigit() or len(raw) > 20:
-        raise InvalidArgument(f"pax header: {what} is no number")
-    return int(raw)
-
-
-def parse_time_ns(raw: bytes) -> int:
-    """A pax time, decimal seconds with a fraction, in nanoseconds."""
-    negative = raw.startswith(b"-")
-    whole, _, fraction = raw.removeprefix(b"-").partition(b".")
-    if not whole.isdigit() or len(whole) > 12 or (fraction and not fraction.isdigit()):
-        raise InvalidArgument("pax header: a time is no number")
-    value = int(whole) * 1_000_000_000 + int(fraction[:9].ljust(9, b"0"))
-    return -value if negative else value
-
-
-def _has_checksum(block: bytes) -> bool:
-    stored = block[148:156].split(b"\0", 1)[0].strip(b" ")
-    if not stored or stored.strip(b"01234567"):
-        return False
-    unsigned = sum(block) - sum(block[148:156]) + 8 * 32
-    if int(stored, 8) == unsigned:
-        return True
-    # Writers of old summed signed bytes.
-    high = sum(1 for byte in block[:148] + block[156:] if byte >= 128)
-    return int(stored, 8) == unsigned - 256 * high
-
-
-def _text(raw: bytes) -> bytes:
-    return raw.split(b"\0", 1)[0]
 
 
 class TarReader:
@@ -249,7 +176,7 @@ class TarReader:
                 if records or long_name is not None or long_link is not None:
                     raise InvalidArgument("tar: the stream ends after an extended header")
                 return None
-            if not _has_checksum(block):
+            if not has_checksum(block):
                 raise InvalidArgument("tar: a header's checksum is wrong")
             flag = block[156:157]
             size_bytes = parse_number(block[124:136], "size")
@@ -266,9 +193,9 @@ class TarReader:
                     if sum(map(len, self._globals.values())) > self._bounds.header_bytes_max:
                         raise ResourceExhausted("tar: the global headers are too large")
                 elif flag == b"L":
-                    long_name = _text(raw)
+                    long_name = parse_text(raw)
                 else:
-                    long_link = _text(raw)
+                    long_link = parse_text(raw)
                 continue
             return self._entry(block, flag, size_bytes, records, long_name, long_link)
 
@@ -286,11 +213,11 @@ class TarReader:
             raise InvalidArgument(f"tar: an entry of unknown type {flag!r}")
         records = self._globals | records
 
-        name = _text(block[:100])
-        link = _text(block[157:257])
+        name = parse_text(block[:100])
+        link = parse_text(block[157:257])
         # Only POSIX's ustar has a prefix; GNU keeps times in its place.
         if block[257:263] == b"ustar\0" and block[345]:
-            name = _text(block[345:500]) + b"/" + name
+            name = parse_text(block[345:500]) + b"/" + name
         if long_name is not None:
             name = long_name
         if long_link is not None:
@@ -311,11 +238,11 @@ class TarReader:
 
         def number(key: bytes, start: int, end: int) -> int:
             if key in records:
-                return _decimal(records[key], key.decode())
+                return parse_decimal(records[key], key.decode())
             return parse_number(block[start:end], key.decode())
 
         if b"size" in records:
-            size_bytes = _decimal(records[b"size"], "size")
+            size_bytes = parse_decimal(records[b"size"], "size")
         if not 0 <= size_bytes < 1 << 63:
             raise InvalidArgument("tar: a size is out of range")
         if kind is not EntryKind.FILE:
@@ -361,14 +288,14 @@ class TarReader:
         if flag == b"S":
             numbers, real_bytes = self._old_gnu_map(block)
         elif records.get(b"GNU.sparse.major") == b"1":
-            real_bytes = _decimal(records.get(b"GNU.sparse.realsize", b""), "realsize")
+            real_bytes = parse_decimal(records.get(b"GNU.sparse.realsize", b""), "realsize")
             numbers = self._map_in_data()
         elif b"GNU.sparse.map" in records:
             raw = records.get(b"GNU.sparse.size", records.get(b"GNU.sparse.realsize", b""))
-            real_bytes = _decimal(raw, "sparse size")
-            numbers = [_decimal(n, "map") for n in records[b"GNU.sparse.map"].split(b",") if n]
+            real_bytes = parse_decimal(raw, "sparse size")
+            numbers = [parse_decimal(n, "map") for n in records[b"GNU.sparse.map"].split(b",") if n]
         elif b"GNU.sparse.size" in records:
-            real_bytes = _decimal(records[b"GNU.sparse.size"], "sparse size")
+            real_bytes = parse_decimal(records[b"GNU.sparse.size"], "sparse size")
             numbers = []
         else:
             return size_bytes, None
@@ -420,9 +347,9 @@ class TarReader:
             rest = got.pop()
             lines += got
             if lines and wanted == 1:
-                wanted = 1 + 2 * _decimal(lines[0], "sparse count")
+                wanted = 1 + 2 * parse_decimal(lines[0], "sparse count")
             if wanted > 2 * self._bounds.sparse_pieces_max:
                 raise ResourceExhausted("tar: a sparse map is too long")
             if len(lines) < wanted and len(rest) > 20:
                 raise InvalidArgument("tar: a sparse map is malformed")
-        return [_decimal(line, "map") for line in lines[1:wanted]]
+        return [parse_decimal(line, "map") for line in lines[1:wanted]]
