@@ -13,9 +13,10 @@ from dataclasses import replace
 from typing import BinaryIO
 
 from ..actors.errors import AlreadyExists, InvalidArgument, NotFound
-from .archive import export_archive, import_archive
 from .content import ContentStore
+from .exporter import export_archive
 from .images import Image, Images
+from .importer import import_archive
 from .leases import Leases
 from .platform import host
 from .snapshotter import Snapshotter

@@ -53,6 +53,7 @@ def parse_pax(raw: bytes) -> dict[bytes, bytes]:
 
 
 def parse_decimal(raw: bytes, what: str) -> int:
+    """A pax number: decimal digits."""
     if not raw.isdigit() or len(raw) > 20:
         raise InvalidArgument(f"pax header: {what} is no number")
     return int(raw)

@@ -17,14 +17,7 @@ from holdfast.actors.errors import (
     ResourceExhausted,
 )
 from holdfast.actors.system import System
-from holdfast.storage.archive import (
-    Limits,
-    export_archive,
-    familiar,
-    image_name,
-    import_archive,
-    tag_of,
-)
+from holdfast.storage.archive import familiar, image_name, tag_of
 from holdfast.storage.collector import Collector
 from holdfast.storage.content import ContentStore
 from holdfast.storage.descriptor import (
@@ -37,8 +30,10 @@ from holdfast.storage.descriptor import (
     describe,
     read_manifest,
 )
+from holdfast.storage.exporter import export_archive
 from holdfast.storage.image_keeper import ImageKeeper
 from holdfast.storage.images import Images
+from holdfast.storage.importer import Limits, import_archive
 from holdfast.storage.leases import Leases
 from holdfast.storage.platform import Platform
 from holdfast.storage.store import Store
