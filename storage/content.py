@@ -19,12 +19,9 @@ the last one, both under the digest's lock.
 
 import hashlib
 import os
-import shutil
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -43,8 +40,15 @@ from ..actors.errors import (
 )
 from ..actors.exits import StartFailed
 from ..actors.reference import Ref
+from .blobfiles import (
+    PIECE_BYTES,
+    Blob,
+    place,
+    prepare,
+    remove_directory,
+    remove_file,
+)
 from .digest import (
-    HEX_DIGITS,
     Digest,
     algorithm_of,
     digest_from,
@@ -58,14 +62,12 @@ from .gc import Garbage
 from .ingest import OPEN_WITHIN_S, Exists, Ingest, IngestActor, Order, Sealed, Shared
 from .labels import Labels, check_labels, check_namespace, map_field, masked_labels, stored_labels
 from .leases import lease_resource, release_resource
+from .refholds import RefHolds
 from .store import Record, Store, Transaction
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
-PIECE_BYTES = 1 << 20
 REF_BYTES_MAX = 4096
-# A client that has just gone may not have been noticed yet: wait this long for its ref.
-LOCK_WAIT_S = 0.5
 # An ingest that no lease holds is garbage after this long without being opened, as containerd's.
 INGEST_KEPT_NS = 24 * 3600 * 1_000_000_000
 
@@ -95,40 +97,6 @@ class IngestStatus:
     updated_at: int
 
 
-@dataclass(slots=True)
-class _Hold:
-    """Who has a ref open, since when, and the event of its release."""
-
-    since_ns: int
-    released: trio.Event = field(default_factory=trio.Event)
-    actor: Ref[IngestActor] | None = None
-
-
-class Blob:
-    """An open blob: its bytes stay readable until it is closed, deleted or not."""
-
-    def __init__(self, path: Path, fd: int, size: int) -> None:
-        self.path = path
-        self.fd = fd
-        self.size = size
-
-    async def __aenter__(self) -> "Blob":
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go; twice is no harm."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-
-    async def pread(self, offset: int, size: int) -> bytes:
-        """Up to `size` bytes from `offset`; none at the end. At most `PIECE_BYTES` at a time."""
-        return await trio.to_thread.run_sync(os.pread, self.fd, min(size, PIECE_BYTES), offset)
-
-
 class ContentStore:
     """The verbs on content. Belongs to the loop it was opened in."""
 
@@ -136,7 +104,7 @@ class ContentStore:
         self._root = root
         self.store = store
         self._spawn = spawn
-        self._holds: dict[tuple[str, str], _Hold] = {}
+        self._holds = RefHolds()
         self._digest_locks: dict[Digest, tuple[trio.Lock, int]] = {}
 
     @classmethod
@@ -159,7 +127,7 @@ class ContentStore:
             # A record that cannot be read may be the one that a file is waiting for.
             log.warning("content.orphans_kept", reason="the store has damaged records")
         removed = await trio.to_thread.run_sync(
-            lambda: _prepare(root, digests, ingests, sweep=not store.damaged)
+            lambda: prepare(root, digests, ingests, sweep=not store.damaged)
         )
         for name in removed:
             log.info("content.orphan_removed", file=name)
@@ -229,13 +197,13 @@ class ContentStore:
                     await self._drop_file(digest)
             case "ingest":
                 key = (garbage.namespace, garbage.key)
-                if key not in self._holds and self.store.get("ingest", *key) is None:
+                if self._holds.get(*key) is None and self.store.get("ingest", *key) is None:
                     # Held while it goes, so that nobody opens it meanwhile.
-                    hold = self._hold(*key)
+                    hold = self._holds.take(*key)
                     try:
-                        await trio.to_thread.run_sync(_remove, self._ingest_path(*key))
+                        await trio.to_thread.run_sync(remove_directory, self._ingest_path(*key))
                     finally:
-                        self._release(*key, hold)
+                        self._holds.release(*key, hold)
             case _:
                 pass
 
@@ -323,8 +291,8 @@ class ContentStore:
         if len(ref.encode("utf-8", "surrogatepass")) > REF_BYTES_MAX or "\0" in ref:
             raise InvalidArgument(f'ref "{ref[:100]}" is malformed: invalid argument')
         digest = parse_digest(expected) if expected else None
-        hold = await self._hold_when_free(namespace, ref)
-        release = partial(self._release, namespace, ref, hold)
+        hold = await self._holds.take_when_free(namespace, ref)
+        release = partial(self._holds.release, namespace, ref, hold)
         try:
             if digest is not None and self.has(namespace, digest):
                 await self.store.write(
@@ -390,18 +358,18 @@ class ContentStore:
                 raise NotFound(f"reference {ref}: not found")
 
         await self.store.write(work)
-        hold = self._holds.get((namespace, ref))
+        hold = self._holds.get(namespace, ref)
         if hold is not None and hold.actor is not None:
             await Ingest(hold.actor, hold.released, ref=ref).abort()
         try:
-            hold = self._hold(namespace, ref)
+            hold = self._holds.take(namespace, ref)
         except Unavailable:
             return  # opened anew meanwhile: it is that one's now
         try:
             if self.store.get("ingest", namespace, ref) is None:
-                await trio.to_thread.run_sync(_remove, self._ingest_path(namespace, ref))
+                await trio.to_thread.run_sync(remove_directory, self._ingest_path(namespace, ref))
         finally:
-            self._release(namespace, ref, hold)
+            self._holds.release(namespace, ref, hold)
 
     async def write_blob(
         self,
@@ -482,7 +450,7 @@ class ContentStore:
         async with self._locked(digest):
             target = self.blob_path(digest)
             if sealed.data is not None:
-                await trio.to_thread.run_sync(_place, sealed.data, target, sealed.size)
+                await trio.to_thread.run_sync(place, sealed.data, target, sealed.size)
             elif not target.exists():
                 raise Unavailable(f"content {digest} went away meanwhile: unavailable")
             try:
@@ -498,7 +466,7 @@ class ContentStore:
     async def _drop_file(self, digest: Digest) -> None:
         """Remove the file when no namespace has the blob. The digest's lock is held."""
         if self._referenced(digest) is None:
-            await trio.to_thread.run_sync(_unlink, self.blob_path(digest))
+            await trio.to_thread.run_sync(remove_file, self.blob_path(digest))
 
     async def _status(self, namespace: str, ref: str, record: Record) -> IngestStatus:
         path = self._ingest_path(namespace, ref) / "data"
@@ -522,29 +490,6 @@ class ContentStore:
 
     def _ingest_path(self, namespace: str, ref: str) -> Path:
         return self._root / "ingest" / _ingest_name(namespace, ref)
-
-    async def _hold_when_free(self, namespace: str, ref: str) -> _Hold:
-        with trio.move_on_after(LOCK_WAIT_S):
-            while (hold := self._holds.get((namespace, ref))) is not None:
-                await hold.released.wait()
-        return self._hold(namespace, ref)
-
-    def _hold(self, namespace: str, ref: str) -> _Hold:
-        held = self._holds.get((namespace, ref))
-        if held is not None:
-            elapsed_s = (time.time_ns() - held.since_ns) / 1e9
-            since = datetime.fromtimestamp(held.since_ns / 1e9, UTC)
-            raise Unavailable(
-                f"ref {namespace}/{ref} locked for {elapsed_s:.6f}s"
-                f" (since {since:%Y-%m-%d %H:%M:%S.%f} +0000 UTC): unavailable"
-            )
-        hold = self._holds[namespace, ref] = _Hold(time.time_ns())
-        return hold
-
-    def _release(self, namespace: str, ref: str, hold: _Hold) -> None:
-        if self._holds.get((namespace, ref)) is hold:
-            del self._holds[namespace, ref]
-            hold.released.set()
 
     @asynccontextmanager
     async def _locked(self, digest: Digest) -> AsyncGenerator[None, None]:
@@ -618,62 +563,3 @@ def _not_found(digest: str) -> NotFound:
 def _ingest_name(namespace: str, ref: str) -> str:
     # A namespace holds no slash, so that the pair cannot be read in two ways.
     return hashlib.sha256(f"{namespace}/{ref}".encode("utf-8", "surrogatepass")).hexdigest()
-
-
-# -- what blocks, for a thread
-
-
-def _prepare(root: Path, digests: set[str], ingests: set[str], *, sweep: bool) -> list[str]:
-    """Make the directories; remove the files that no record names. What was removed."""
-    for algorithm in HEX_DIGITS:
-        (root / "blobs" / algorithm).mkdir(parents=True, exist_ok=True)
-    (root / "ingest").mkdir(exist_ok=True)
-    if not sweep:
-        return []
-    removed: list[str] = []
-    for algorithm in HEX_DIGITS:
-        orphans = [
-            path
-            for path in (root / "blobs" / algorithm).iterdir()
-            if f"{algorithm}:{path.name}" not in digests
-        ]
-        # Blobs and not a single record: that is another database, not a crash.
-        if digests or len(orphans) <= 1:
-            for path in orphans:
-                _unlink(path)
-                removed.append(f"{algorithm}:{path.name}")
-    for path in (root / "ingest").iterdir():
-        if path.name not in ingests:
-            _remove(path)
-            removed.append(f"ingest/{path.name}")
-    return removed
-
-
-def _place(data: Path, target: Path, size: int) -> None:
-    """Give a file on the disk its blob's name, durably."""
-    try:
-        os.link(data, target)
-    except FileExistsError:
-        if os.stat(target).st_size == size:
-            return
-        # Not what its name says: replaced as a whole.
-        fresh = data.with_name("fresh")
-        os.link(data, fresh)
-        os.replace(fresh, target)
-    _sync_directory(target.parent)
-
-
-def _unlink(path: Path) -> None:
-    path.unlink(missing_ok=True)
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True)
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

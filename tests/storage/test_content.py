@@ -111,7 +111,7 @@ async def test_another_digest_or_size_is_refused_and_the_ingest_stays_open(tmp_p
 
 
 async def test_a_ref_is_open_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("holdfast.storage.content.LOCK_WAIT_S", 0.01)
+    monkeypatch.setattr("holdfast.storage.refholds.LOCK_WAIT_S", 0.01)
     async with opened(tmp_path) as (content, _):
         results: list[str] = []
 
