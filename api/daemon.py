@@ -83,10 +83,5 @@ def notify(state: str) -> None:
         log.warning("daemon.notify_failed", address=address, reason=str(error))
 
 
-def main() -> None:
-    """The entry point."""
-    daemon(prog_name="holdfastd")
-
-
 if __name__ == "__main__":
-    main()
+    daemon(prog_name="holdfastd")

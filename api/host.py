@@ -386,7 +386,7 @@ async def build(config: Config, system: System, store: Store) -> Host:
     """The rooms' verbs over one store, before anything runs."""
     workers = Workers(config.workers, spawn=partial(_spawn, system, WORKERS, Worker))
     drivers: list[Driver] = [Native(workers)]
-    overlay = await Overlay.probe(config.root, workers)
+    overlay = await Overlay.probe(config.root)
     if overlay is not None:
         drivers.insert(0, overlay)
     snapshotters = {

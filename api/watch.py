@@ -3,11 +3,7 @@
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
-import structlog
-
-from ..actors.watchdog import Held, Watchdog
-
-log: structlog.stdlib.BoundLogger = structlog.get_logger("holdfast.watch")
+from ..actors.watchdog import Watchdog
 
 LOOP_HELD_MAX_S = 0.1
 
@@ -15,10 +11,5 @@ LOOP_HELD_MAX_S = 0.1
 @asynccontextmanager
 async def watched_loop() -> AsyncGenerator[Watchdog]:
     """Watch this loop for the block."""
-    with Watchdog(limit_s=LOOP_HELD_MAX_S, tell=tell_held).watching() as watchdog:
+    with Watchdog(limit_s=LOOP_HELD_MAX_S).watching() as watchdog:
         yield watchdog
-
-
-def tell_held(held: Held) -> None:
-    """Log a step that held the loop, with the actor that did and where it was."""
-    log.warning("loop.held", actor=held.who, held_s=round(held.held_s, 3), stack=held.stack)

@@ -55,7 +55,7 @@ def command(kind: str, base: Path, *, for_crun: bool = False, log_level: str = "
             shell = ["sh", "-c", WITHOUT_UNIFIED + shlex.join(words)]
             return ["unshare", "--mount", "--propagation", "slave", *shell]
         return words
-    program = shlex.split(os.environ.get("HOLDFASTD", f"{sys.executable} -m holdfast.api.daemon"))
+    program = shlex.split(os.environ.get("HOLDFASTD", f"{sys.executable} -m holdfast.api.boot"))
     places = {"--root": base / "root", "--state": base / "state", "--address": base / "daemon.sock"}
     words = [word for flag, path in places.items() for word in (flag, str(path))]
     return [*program, *words, "--log-level", log_level]

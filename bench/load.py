@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+from google.protobuf.empty_pb2 import Empty
 
 from holdfast.api.proto import runc_pb2
 from holdfast.api.proto.services import containers_pb2, snapshots_pb2, tasks_pb2
@@ -70,13 +71,61 @@ class Client:
 
     def _method(self, path: str, answer: Any) -> Any:
         if path not in self._calls:
-            service, name = path.split(".")
+            service, _, name = path.partition(".")
+            short = f"/containerd.services.{service.lower()}.v1.{service}/{name}"
             self._calls[path] = self._channel.unary_unary(
-                f"/containerd.services.{service.lower()}.v1.{service}/{name}",
+                path if path.startswith("/") else short,
                 request_serializer=lambda message: message.SerializeToString(),
                 response_deserializer=answer.FromString if answer else bytes,
             )
         return self._calls[path]
+
+    def ask(self, path: str, answer: Any) -> Any:
+        """A call whose request says nothing."""
+        return self.call(path, Empty(), answer)
+
+    def tasks(self) -> Any:
+        return self.ask("Tasks.List", tasks_pb2.ListTasksResponse).tasks
+
+    def start_idle(self, name: str) -> None:
+        """A container that sleeps until it is killed."""
+        mounts = self._prepare(name)
+        self._create_container(name, ("sleep", "100000"))
+        self.call(
+            "Tasks.Create",
+            tasks_pb2.CreateTaskRequest(container_id=name, rootfs=mounts),
+            tasks_pb2.CreateTaskResponse,
+        )
+        request = tasks_pb2.StartRequest(container_id=name)
+        self.call("Tasks.Start", request, tasks_pb2.StartResponse)
+
+    def remove_idle(self, name: str) -> None:
+        """Kill it and remove all that it had."""
+        kill = tasks_pb2.KillRequest(container_id=name, signal=9, all=True)
+        self.call("Tasks.Kill", kill, None)
+        self.call("Tasks.Wait", tasks_pb2.WaitRequest(container_id=name), tasks_pb2.WaitResponse)
+        gone = tasks_pb2.DeleteTaskRequest(container_id=name)
+        self.call("Tasks.Delete", gone, tasks_pb2.DeleteResponse)
+        self.call("Containers.Delete", containers_pb2.DeleteContainerRequest(id=name), None)
+        removed = snapshots_pb2.RemoveSnapshotRequest(snapshotter=self.target.snapshotter, key=name)
+        self.call("Snapshots.Remove", removed, None)
+
+    def _prepare(self, name: str) -> Any:
+        request = snapshots_pb2.PrepareSnapshotRequest(
+            snapshotter=self.target.snapshotter,
+            key=name,
+            parent=self.target.parent,
+            labels=ROOTED,
+        )
+        return self.call("Snapshots.Prepare", request, snapshots_pb2.PrepareSnapshotResponse).mounts
+
+    def _create_container(self, name: str, args: Sequence[str]) -> None:
+        container = container_message(self.target, name, args)
+        self.call(
+            "Containers.Create",
+            containers_pb2.CreateContainerRequest(container=container),
+            containers_pb2.CreateContainerResponse,
+        )
 
     # -- the life of a container, phase by phase
 
@@ -88,29 +137,9 @@ class Client:
         def lap() -> None:
             marks.append(time.perf_counter())
 
-        mounts = self.call(
-            "Snapshots.Prepare",
-            snapshots_pb2.PrepareSnapshotRequest(
-                snapshotter=target.snapshotter, key=name, parent=target.parent, labels=ROOTED
-            ),
-            snapshots_pb2.PrepareSnapshotResponse,
-        ).mounts
+        mounts = self._prepare(name)
         lap()
-        container = containers_pb2.Container(
-            id=name, snapshotter=target.snapshotter, snapshot_key=name
-        )
-        container.runtime.name = target.runtime
-        if target.binary:
-            options = runc_pb2.Options(binary_name=target.binary)
-            container.runtime.options.type_url = "containerd.runc.v1.Options"
-            container.runtime.options.value = options.SerializeToString()
-        container.spec.type_url = SPEC_URL
-        container.spec.value = json.dumps(spec(name, args)).encode()
-        self.call(
-            "Containers.Create",
-            containers_pb2.CreateContainerRequest(container=container),
-            containers_pb2.CreateContainerResponse,
-        )
+        self._create_container(name, args)
         lap()
         self.call(
             "Tasks.Create",
@@ -233,6 +262,19 @@ def percentile(values: Sequence[float], percent: float) -> float:
 def _ms(values: Sequence[float], percent: float) -> float:
     middle = statistics.median(values) if percent == 50 else percentile(values, percent)
     return round(middle * 1e3, 2)
+
+
+def container_message(target: Target, name: str, args: Sequence[str]) -> Any:
+    """The record of a container whose snapshot has its name."""
+    container = containers_pb2.Container(id=name, snapshotter=target.snapshotter, snapshot_key=name)
+    container.runtime.name = target.runtime
+    if target.binary:
+        options = runc_pb2.Options(binary_name=target.binary)
+        container.runtime.options.type_url = "containerd.runc.v1.Options"
+        container.runtime.options.value = options.SerializeToString()
+    container.spec.type_url = SPEC_URL
+    container.spec.value = json.dumps(spec(name, args)).encode()
+    return container
 
 
 def spec(name: str, args: Sequence[str]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The source of shims: an actor that keeps one fork server alive.
 
-    starting --the server said hello--> READY --the server is gone--> crash, started anew
+    STARTING --the server said hello--> READY --the server is gone--> crash, started anew
 
 Shims outlive it: the task actors find theirs by their sockets. A fork that fails is the caller's
 refusal; only the server's death is this actor's.
@@ -53,16 +53,21 @@ class Shims(Actor):
     def __init__(self) -> None:
         super().__init__()
         self._server: ForkServer | None = None
+        self._started = trio.Event()
 
-    async def on_start(self) -> None:
-        self._server = await ForkServer.start()
-        self.spawn_task(self._watch, self._server)
+    def on_start(self) -> None:
+        """Ready at once, so that the daemon serves while the server starts: who asks for it
+        waits, and learns of a start that failed by this actor's end."""
+        self.spawn_task(self._run)
 
-    def on_receive(self, message: GetServer) -> ForkServer:
+    async def on_receive(self, message: GetServer) -> ForkServer:
+        await self._started.wait()
         assert self._server is not None
         return self._server
 
-    async def _watch(self, server: ForkServer) -> None:
+    async def _run(self) -> None:
+        server = self._server = await ForkServer.start()
+        self._started.set()
         try:
             await server.run()
         finally:

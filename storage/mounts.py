@@ -236,9 +236,7 @@ def _new_filesystem(mount: Mount, options: Options) -> int:
             if not equals:
                 sys.fsconfig(fs_fd, sys.FSCONFIG_SET_FLAG, key)
             elif key == "lowerdir" and mount.type == "overlay":
-                # The upper directory's option is unescaped by the kernel, this one is not.
-                for lower in split_paths(value):
-                    sys.fsconfig(fs_fd, sys.FSCONFIG_SET_STRING, "lowerdir+", lower)
+                _set_lowers(fs_fd, value)
             else:
                 sys.fsconfig(fs_fd, sys.FSCONFIG_SET_STRING, key, value)
         sys.fsconfig(fs_fd, sys.FSCONFIG_CMD_CREATE)
@@ -249,6 +247,20 @@ def _new_filesystem(mount: Mount, options: Options) -> int:
         return sys.fsmount(fs_fd, attributes)
     finally:
         os.close(fs_fd)
+
+
+def _set_lowers(fs_fd: int, value: str) -> None:
+    """Name an overlay's lower directories one by one; before Linux 6.8, which has no option for
+    that, all in one."""
+    for number, lower in enumerate(split_paths(value)):
+        try:
+            # The upper directory's option is unescaped by the kernel, this one is not.
+            sys.fsconfig(fs_fd, sys.FSCONFIG_SET_STRING, "lowerdir+", lower)
+        except OSError as error:
+            if error.errno != errno.EINVAL or number:
+                raise
+            sys.fsconfig(fs_fd, sys.FSCONFIG_SET_STRING, "lowerdir", value)
+            return
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import trio
 
 from .mounts import Mount, escape_path
 from .snapshotter import Kind
-from .workers import Workers
+from .worker import do_probe
 
 _INDEX = Path("/sys/module/overlay/parameters/index")
 
@@ -33,9 +33,13 @@ class Overlay:
         )
 
     @classmethod
-    async def probe(cls, root: Path, workers: Workers) -> "Overlay | None":
-        """The driver fit for this directory; None where overlayfs does not work."""
-        works, user_attributes = await workers.probe_overlay(root / "probe")
+    async def probe(cls, root: Path) -> "Overlay | None":
+        """The driver fit for this directory; None where overlayfs does not work.
+
+        In a thread: a worker process would take longer to start than everything else at boot.
+        """
+        found = await trio.to_thread.run_sync(do_probe, {"path": str(root / "probe")})
+        works, user_attributes = found["overlay"], found["userxattr"]
         if not works:
             return None
         index_off = await trio.to_thread.run_sync(_INDEX.exists)

@@ -236,7 +236,6 @@ JOBS: Mapping[str, Callable[[Job], Mapping[str, Any]]] = {
     "read": do_read,
     "mount": do_mount,
     "unmount": do_unmount,
-    "probe": do_probe,
 }
 
 

@@ -279,13 +279,6 @@ class Workers:
         """Take every mount off a directory."""
         await self.run({"do": "unmount", "target": str(target)}, within_s)
 
-    async def probe_overlay(
-        self, path: Path, within_s: float = QUICK_WITHIN_S
-    ) -> tuple[bool, bool]:
-        """Whether an overlay works in this directory, and whether it needs `userxattr`."""
-        answer = await self.run({"do": "probe", "path": str(path)}, within_s)
-        return answer["overlay"], answer["userxattr"]
-
 
 def _result(answer: Answer) -> Answer:
     if "ok" in answer:

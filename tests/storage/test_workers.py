@@ -187,13 +187,6 @@ async def test_mounts_are_made_and_taken_off(workers: Workers, tmp_path: Path) -
         await workers.mount([mount], tmp_path / "none")
 
 
-@pytest.mark.root
-async def test_overlay_is_probed_without_leavings(workers: Workers, tmp_path: Path) -> None:
-    assert await workers.probe_overlay(tmp_path / "probe") == (True, False)
-    assert await workers.probe_overlay(tmp_path / "a:b,c") == (True, False)
-    assert os.listdir(tmp_path) == []
-
-
 async def test_trees_are_copied_and_removed(workers: Workers, tmp_path: Path) -> None:
     (tmp_path / "a/b").mkdir(parents=True)
     (tmp_path / "a/b/c").write_text("c")
