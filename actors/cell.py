@@ -9,7 +9,6 @@ Invariants: (1) all but `post` run on the loop's thread. (2) `exit` is set exact
 """
 
 import contextvars
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from .actor import Actor
     from .reference import Ref
     from .system import System
-
-log = logging.getLogger(__name__)
 
 current_cell: "contextvars.ContextVar[Cell | None]" = contextvars.ContextVar(
     "holdfast_current_cell", default=None

@@ -11,6 +11,7 @@ import logging
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, cast
 
+import structlog
 import trio
 
 from .cell import Cell, current_cell, handling_cell
@@ -23,7 +24,8 @@ from .pykka_compat import PYKKA_MESSAGES, Envelope, Stop
 if TYPE_CHECKING:
     from .actor import Actor
 
-log = logging.getLogger(__name__)
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+pykka_log = logging.getLogger(__name__)  # for the lines that pykka has, in its words
 
 BUDGET: Final = 64
 """Messages between two yields to the loop, so that a flooded actor starves nobody."""
@@ -177,7 +179,7 @@ async def _receive(actor: "Actor", cell: Cell) -> Exit:
             except Exception as error:
                 if reply is None or not actor.pykka_rules:
                     raise
-                log.info("Exception returned from %s to caller:", actor, exc_info=error)
+                pykka_log.info("Exception returned from %s to caller:", actor, exc_info=error)
                 reply.set_exception()
             else:
                 if reply is not None:
@@ -220,11 +222,7 @@ def _refuse_current(cell: Cell, envelope: Envelope[Any], refusal: Refusal) -> No
     if envelope.reply_to is not None:
         envelope.reply_to.set_exception((type(refusal), refusal, refusal.__traceback__))
     else:
-        log.debug(
-            "actor.refused",
-            extra={"actor": str(cell), "message_type": type(envelope.message).__name__},
-            exc_info=refusal,
-        )
+        _log_refusal(cell, envelope.message, refusal)
 
 
 def _postpone(cell: Cell, envelope: Envelope[Any]) -> None:
@@ -255,8 +253,9 @@ async def _handle_system(actor: "Actor", cell: Cell, message: SystemMessage) -> 
         if type(result) is CoroutineType:
             await result
     except Refusal as refusal:
-        log.debug(
-            "actor.refused",
-            extra={"actor": str(cell), "message_type": type(message).__name__},
-            exc_info=refusal,
-        )
+        _log_refusal(cell, message, refusal)
+
+
+def _log_refusal(cell: Cell, message: Any, refusal: Refusal) -> None:
+    kind = type(message).__name__
+    log.debug("actor.refused", actor=str(cell), message_type=kind, reason=str(refusal))

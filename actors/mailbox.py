@@ -11,11 +11,11 @@ room hands it to the one who has waited longest, so nobody who comes later overt
 """
 
 import enum
-import logging
 from collections import OrderedDict, deque
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
+import structlog
 import trio
 from outcome import Error
 from trio.lowlevel import Abort, RaiseCancelT, Task, current_task, reschedule, wait_task_rescheduled
@@ -28,7 +28,7 @@ from .pykka_compat import Envelope, is_stop
 if TYPE_CHECKING:
     from .cell import Cell
 
-log = logging.getLogger(__name__)
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class Overflow(enum.Enum):
@@ -210,9 +210,7 @@ class Mailbox:
     def _drop(self, envelope: Envelope[Any], error: MailboxFull) -> None:
         self.dropped += 1
         if self.dropped & (self.dropped - 1) == 0:  # the 1st, 2nd, 4th, 8th, ...
-            log.warning(
-                "mailbox.dropped", extra={"actor": str(self.cell.ref), "dropped": self.dropped}
-            )
+            log.warning("mailbox.dropped", actor=str(self.cell.ref), dropped=self.dropped)
         refuse(envelope, error)
 
     # -- postponed messages

@@ -10,7 +10,6 @@ outer cancellation reaches the block first, and the actors only through that ord
 """
 
 import itertools
-import logging
 import queue
 import threading
 from collections import deque
@@ -20,6 +19,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pykka
+import structlog
 import trio
 
 from .errors import AlreadyExists
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .future import Future
     from .reference import NameRef, Ref
 
-log = logging.getLogger(__name__)
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class System:
@@ -145,7 +145,7 @@ class System:
                 with trio.move_on_after(stop_within_s) as scope:
                     await ended.wait()
                 if scope.cancelled_caught:
-                    log.error("thread.left_behind", extra={"actor": str(ref)})
+                    log.error("thread.left_behind", actor=str(ref))
 
     def end_with(self, error: BaseException) -> None:
         """End the block in order, then raise `error` from it."""

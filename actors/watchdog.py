@@ -5,7 +5,6 @@ the loop can say so. A thread looks at the loop from outside, and tells who has 
 longer than the limit, with the stack.
 """
 
-import logging
 import sys
 import threading
 import time
@@ -15,12 +14,13 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import structlog
 import trio
 from trio.lowlevel import Task
 
 from .cell import current_cell
 
-log = logging.getLogger(__name__)
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 REPORTS_KEPT = 100
 
@@ -36,9 +36,8 @@ class Held:
 
 
 def log_held(held: Held) -> None:
-    """How a report is told where nobody said otherwise."""
-    fields = {"actor": held.who, "held_s": round(held.held_s, 3), "stack": held.stack}
-    log.error("loop.held", extra=fields)
+    """Log a step that held the loop, with the actor that did and where it was."""
+    log.warning("loop.held", actor=held.who, held_s=round(held.held_s, 3), stack=held.stack)
 
 
 class Watchdog(trio.abc.Instrument):

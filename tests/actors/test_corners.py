@@ -5,6 +5,7 @@ from typing import Any
 
 import pykka
 import pytest
+import structlog.testing
 import trio
 import trio.testing
 
@@ -162,18 +163,17 @@ async def test_a_cast_of_a_thread_that_waited_in_vain_is_dropped(scripted: Any) 
             ref.exit(KILL)
 
 
-async def test_a_post_that_raises_is_logged_and_hinders_no_other(
-    system: System, caplog: Any
-) -> None:
+async def test_a_post_that_raises_is_logged_and_hinders_no_other(system: System) -> None:
     posted: list[int] = []
 
     def raise_it(_: None) -> None:
         raise LookupError
 
-    system.post(raise_it, None)
-    system.post(posted.append, 1)
-    await trio.testing.wait_all_tasks_blocked(0.01)
-    assert "system.ingress_failed" in caplog.text
+    with structlog.testing.capture_logs() as lines:
+        system.post(raise_it, None)
+        system.post(posted.append, 1)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+    assert [line["event"] for line in lines] == ["system.ingress_failed"]
     assert posted == [1]
 
 

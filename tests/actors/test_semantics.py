@@ -10,6 +10,7 @@ from typing import Any
 
 import pykka
 import pytest
+import structlog.testing
 import trio
 import trio.testing
 
@@ -174,17 +175,17 @@ async def test_07_a_fault_ends_the_actor_and_reaches_the_caller(
 
 
 async def test_08_a_refusal_is_only_an_answer(
-    autojump_clock: Any, system: System, scripted: Any, caplog: Any
+    autojump_clock: Any, system: System, scripted: Any
 ) -> None:
     ref = await scripted.spawn()
     with pytest.raises(NotFound):
         await ref.call("refuse")
-    with caplog.at_level(logging.DEBUG, "holdfast.actors"):
+    with structlog.testing.capture_logs() as lines:
         ref.tell("refuse")
         assert await ref.call("count") == 1
-    assert [record.levelname for record in caplog.records if record.message == "actor.refused"] == [
-        "DEBUG"
-    ]
+    (line,) = lines
+    assert (line["event"], line["log_level"]) == ("actor.refused", "debug")
+    assert line["reason"] == "nothing here"
 
 
 async def test_09_a_late_answer_is_dropped(

@@ -5,6 +5,7 @@ from typing import Any
 
 import pykka
 import pytest
+import structlog.testing
 import trio
 import trio.testing
 
@@ -132,12 +133,14 @@ async def test_a_system_ends_its_threads_in_their_place_among_the_actors() -> No
             await call_thread(ref, 1)
 
 
-async def test_a_thread_that_does_not_end_is_left_behind_with_a_line(caplog: Any) -> None:
+async def test_a_thread_that_does_not_end_is_left_behind_with_a_line() -> None:
     gate = threading.Event()
-    async with System.open(stop_within_s=0.05):
-        ref = await Worker.spawn(gate)
-        ref.tell(1)
-    assert "thread.left_behind" in caplog.text
+    with structlog.testing.capture_logs() as lines:
+        async with System.open(stop_within_s=0.05):
+            ref = await Worker.spawn(gate)
+            ref.tell(1)
+    assert [line["event"] for line in lines] == ["thread.left_behind"]
+    assert lines[0]["actor"] == str(ref)
     gate.set()
 
 
