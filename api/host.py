@@ -269,6 +269,7 @@ class Host:
 
     def plan(self, serving: Serving | None) -> Tree:
         """The tree of this host, as data."""
+        child = serving(self) if serving is not None else None
         return host_tree(
             store=self.store,
             collector=self.collector,
@@ -276,8 +277,15 @@ class Host:
             ground=self.ground,
             start_task=partial(start_child, self.system.at(TASKS)),
             start_exec=partial(start_child, self.system.at(EXECS)),
-            serving=serving(self) if serving is not None else None,
+            serving=child,
+            first=partial(self._answering, child),
         )
+
+    async def _answering(self, child: ChildSpec | None) -> None:
+        """Wait until clients are answered: a host with many containers serves before it has
+        caught up with them."""
+        if child is not None and child.name is not None:
+            await self.system.wait_for_name(child.name)
 
     async def close(self) -> None:
         """End the tree in order; whoever does not end in time is killed."""

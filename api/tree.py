@@ -1,6 +1,6 @@
 """The tree of a host, on one screen, in start order, each child with the reason for its place."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from ..actors.actor import Actor
 from ..runtime.ground import Ground
@@ -54,6 +54,7 @@ def host_tree(
     start_task: StartChild,
     start_exec: StartChild,
     serving: ChildSpec | None,
+    first: Callable[[], Awaitable[None]],
 ) -> Tree:
     """All that a host runs. A fall restarts what was started after it, never what was before."""
     children: list[ChildSpec | Tree] = [
@@ -92,7 +93,9 @@ def host_tree(
                         dynamic(EXECS, OFTEN, name=EXECS, backoff=BACKOFF),
                         # Brings back recorded tasks, beside everything else: those of an earlier
                         # life, and all of them when a supervisor above had to start anew.
-                        ChildSpec("recovery", Recoverer, args=(ground, start_task, start_exec)),
+                        ChildSpec(
+                            "recovery", Recoverer, args=(ground, start_task, start_exec, first)
+                        ),
                     ],
                 ),
             ],

@@ -26,6 +26,7 @@ from .tasks import StartChild, exec_child, task_child
 
 AT_ONCE_MAX = 32
 EACH_WITHIN_S = 30.0
+FIRST_WITHIN_S = 1.0
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -144,10 +145,18 @@ class Recovery:
 
 class Recoverer(Actor):
     """Runs a recovery beside the tree that starts: last of the runtime's children, so that it
-    runs again whenever the supervisors of tasks and execs were restarted."""
+    runs again whenever the supervisors of tasks and execs were restarted. `first` is waited for,
+    though not long: what matters more than catching up, such as answering clients."""
 
-    def __init__(self, ground: Ground, start_task: StartChild, start_exec: StartChild) -> None:
+    def __init__(
+        self,
+        ground: Ground,
+        start_task: StartChild,
+        start_exec: StartChild,
+        first: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
+    ) -> None:
         super().__init__()
+        self._first = first
         self._recovery = Recovery(ground, start_task, start_exec)
         self.found: Recovered | None = None
 
@@ -159,4 +168,6 @@ class Recoverer(Actor):
         """Nobody sends it anything."""
 
     async def _run(self) -> None:
+        with trio.move_on_after(FIRST_WITHIN_S):
+            await self._first()
         self.found = await self._recovery.run()
