@@ -87,24 +87,16 @@ class Root:
         if links_left == 0:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         fd = self.open((), os.O_RDONLY | os.O_DIRECTORY)
-        for depth in range(1, len(parts) + 1):
-            name = parts[depth - 1]
-            there = lstat(fd, name)
-            link = None
-            if there is None:
-                # A symlink of a lower layer leads on here too, as in the mounted view.
-                found = self.lowers.find(parts[:depth])
-                if found is not None and stat.S_ISLNK(found.status.st_mode):
-                    link = found.link()
-            elif stat.S_ISLNK(there.st_mode):
-                link = os.readlink(name, dir_fd=fd)
-            if link is not None:
-                # Perhaps it dangles: what it names is made, seen from the root.
-                os.close(fd)
-                start = () if link.startswith(b"/") else parts[: depth - 1]
-                resolved = _resolve(start, link)
-                return self._make_parents((*resolved, *parts[depth:]), links_left - 1)
-            try:
+        try:
+            for depth in range(1, len(parts) + 1):
+                name = parts[depth - 1]
+                there = lstat(fd, name)
+                link = self._link(fd, name, there, parts[:depth])
+                if link is not None:
+                    # Perhaps it dangles: what it names is made, seen from the root.
+                    start = () if link.startswith(b"/") else parts[: depth - 1]
+                    resolved = _resolve(start, link)
+                    return self._make_parents((*resolved, *parts[depth:]), links_left - 1)
                 if there is None:
                     self.make_directory(fd, name)
                     self._copy_metadata(fd, name, parts[:depth])
@@ -112,11 +104,24 @@ class Root:
                     os.unlink(name, dir_fd=fd)
                     self.make_directory(fd, name, opaque=True)
                 flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-                below = os.open(name, flags, dir_fd=fd)
-            finally:
+                above, fd = fd, os.open(name, flags, dir_fd=fd)
+                os.close(above)
+            made, fd = fd, -1
+            return made
+        finally:
+            if fd >= 0:
                 os.close(fd)
-            fd = below
-        return fd
+
+    def _link(
+        self, parent_fd: int, name: bytes, there: os.stat_result | None, parts: Parts
+    ) -> bytes | None:
+        """Where a name leads to, when it is a symlink in the mounted view."""
+        if there is not None:
+            return os.readlink(name, dir_fd=parent_fd) if stat.S_ISLNK(there.st_mode) else None
+        found = self.lowers.find(parts)
+        if found is None or not stat.S_ISLNK(found.status.st_mode):
+            return None
+        return found.link()
 
     def make_directory(self, parent_fd: int, name: bytes, *, opaque: bool = False) -> None:
         """Make an empty directory; `opaque` when it must not show what is below."""

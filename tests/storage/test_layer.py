@@ -146,6 +146,10 @@ REFUSED: dict[str, tuple[type[Refusal], Sequence[bytes]]] = {
     "nul in a pax path": (InvalidArgument, [pax({b"path": b"a\0b"}), file(b"f")]),
     "empty symlink": (InvalidArgument, [symlink(b"s", b"")]),
     "very long path": (InvalidArgument, [pax({b"path": b"a/" * 3000 + b"x"}), file(b"f")]),
+    "link to a very long component": (
+        InvalidArgument,
+        [pax({b"linkpath": b"x/" + b"a" * 300}), symlink(b"l", b""), file(b"l/f")],
+    ),
     "very long component": (InvalidArgument, [pax({b"path": b"a" * 300}), file(b"f")]),
     "huge pax header": (ResourceExhausted, [block(b"x", b"x", size=1 << 40)]),
     "huge long name": (ResourceExhausted, [block(b"x", b"L", size=1 << 33)]),
