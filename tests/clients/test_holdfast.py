@@ -281,7 +281,7 @@ def test_a_killed_actor_is_started_anew_around_its_container(holdfast: Holdfast,
     actor = next(
         line.strip("│├└─ ").split("  ")[0]
         for line in holdfast.run("tree").splitlines()
-        if name in line
+        if "task:" in line and name in line
     )
     holdfast.run("kill-actor", actor)
     deadline = time.monotonic() + 10
@@ -298,6 +298,7 @@ def test_events_are_replayed_from_a_sequence_and_then_live(holdfast: Holdfast, n
     with subprocess.Popen(
         [*holdfast.words, "events", "--since", str(since), "--format", "json"],
         stdout=subprocess.PIPE,
+        bufsize=0,  # select tells of the pipe, and must not miss lines that a buffer holds
     ) as listener:
         assert listener.stdout is not None
         topics: list[str] = []

@@ -311,7 +311,7 @@ async def test_want_of_memory_is_told(house) -> None:
 
 async def test_a_hook_makes_the_runtime_do_what_we_else_do_ourselves(house, residue) -> None:
     stamp = house.state / "stamp"
-    hook = {"path": "/bin/sh", "args": ["sh", "-c", f"echo hook >> {stamp}"]}
+    hook = {"path": "/bin/sh", "args": ["sh", "-c", f"cat > /dev/null; echo hook >> {stamp}"]}
     task = await house.task(["/bin/true"], hooks={"poststart": [hook], "poststop": [hook]})
     await task.create()
     await task.client.start()
