@@ -125,16 +125,17 @@ class Recovery:
         """A task that was deleted down to its shim and bundle. A live process is not ours to
         end: its record may have been lost, and then somebody misses it."""
         bundle = bundle_path(self._ground.state, name.namespace, name.id)
+        lives = False
         try:
             async with ShimClient.open(bundle) as client:
                 state = await client.state()
-                if any(process.status != "stopped" for process in state.processes.values()):
-                    raise FailedPrecondition("a process lives in it, and no record tells whose")
-                await client.shutdown()
-        except* FailedPrecondition as group:
-            raise group.exceptions[0] from None
+                lives = any(process.status != "stopped" for process in state.processes.values())
+                if not lives:
+                    await client.shutdown()
         except* Refusal:
             pass  # no shim listens
+        if lives:
+            raise FailedPrecondition("a process lives in it, and no record tells whose")
         await trio.to_thread.run_sync(remove_bundle, bundle)
         self._found.cleaned.append(f"bundle {name.namespace}/{name.id}")
 
