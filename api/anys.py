@@ -4,7 +4,7 @@ containerd writes the bare message name as type URL (`containerd.events.TaskExit
 `type.googleapis.com/` of other users; readers take both.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from google.protobuf import descriptor_pool, message_factory
@@ -104,8 +104,3 @@ def unpack(any_message: AnyMessage, *kinds: type[Message]) -> Message:
             return kind.FromString(any_message.value)
     names = " or ".join(kind.DESCRIPTOR.full_name for kind in kinds)
     raise InvalidArgument(f"{wanted or 'an empty message'} where {names} is expected")
-
-
-def mask(paths: Iterable[str]) -> tuple[str, ...]:
-    """A field mask's paths; empty when the request had none."""
-    return tuple(paths)

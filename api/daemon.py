@@ -81,7 +81,3 @@ def notify(state: str) -> None:
             sock.sendto(state.encode(), target)
     except OSError as error:
         log.warning("daemon.notify_failed", address=address, reason=str(error))
-
-
-if __name__ == "__main__":
-    daemon(prog_name="holdfastd")

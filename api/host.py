@@ -37,7 +37,7 @@ from ..runtime.oci import find_program
 from ..runtime.records import task_name
 from ..runtime.shims import spawn_shim
 from ..runtime.stdio import Stdio
-from ..runtime.tasks import Process, Tasks
+from ..runtime.tasks import Process, StartChild, Tasks
 from ..runtime.users import FILE_BYTES_MAX, Accounts
 from ..storage.collector import Collector, Reclaim
 from ..storage.containers import Containers
@@ -51,7 +51,7 @@ from ..storage.namespaces import Namespaces
 from ..storage.native import Native
 from ..storage.overlay import Overlay
 from ..storage.snapshots import Driver, Snapshots
-from ..storage.snapshotter import Mount
+from ..storage.snapshotter import Mount, find_snapshotter
 from ..storage.store import Store
 from ..storage.workers import Worker, Workers
 from ..supervision.report import CrashLog, crash_log
@@ -59,10 +59,12 @@ from ..supervision.spec import ChildSpec, Restart, Tree
 from ..supervision.supervisor import Supervisor, open_tree
 from ..supervision.tree import Node, look
 from ..supervision.verbs import start_child
+from . import logfiles
 from .config import Config, load
 from .identity import lasting_uuid
 from .log import set_up_logging
 from .tree import EXECS, INGESTS, TASKS, WORKERS, host_tree
+from .treetext import node_to, tree_lines
 from .watch import watched_loop
 
 DIRECTORY_MODE = 0o700
@@ -116,6 +118,8 @@ class Host:
     ground: Ground
     tasks: Tasks
     launcher: Launcher
+    start_task: StartChild
+    start_exec: StartChild
     started_at_ns: int
     root: Ref[Supervisor] | None = field(default=None)
 
@@ -145,11 +149,7 @@ class Host:
 
     def snapshotter(self, name: str = "") -> Snapshots:
         """The snapshotter of that name, or the configured one."""
-        wanted = name or self.config.snapshotter
-        found = self.snapshotters.get(wanted)
-        if found is None:
-            raise NotFound(f"snapshotter {wanted}: not found")
-        return found
+        return find_snapshotter(self.snapshotters, self.config.snapshotter, name)
 
     # -- containers
 
@@ -209,9 +209,9 @@ class Host:
         waits for `start`, and whoever likes may put an interface into its network namespace."""
         wanted = Wanted(name=name or uuid.uuid4().hex[:12], image=image, args=args, **wishes)
         container = await self.launcher.create(namespace, wanted)
-        logs = self._logs(namespace, container.id)
+        logs = logfiles.folder(self.config.root, namespace, container.id)
         try:
-            await trio.to_thread.run_sync(_make_logs, logs)
+            await trio.to_thread.run_sync(logfiles.prepare, logs)
             stdio = Stdio(stdout=f"file://{logs}/stdout", stderr=f"file://{logs}/stderr")
             snapshots = self.snapshotter(container.snapshotter)
             mounts = await snapshots.mounts(namespace, container.snapshot_key)
@@ -255,15 +255,12 @@ class Host:
             snapshots = self.snapshotter(container.snapshotter)
             await snapshots.remove(namespace, container.snapshot_key)
         await self.containers.delete(namespace, name)
-        logs = self._logs(namespace, name)
+        logs = logfiles.folder(self.config.root, namespace, name)
         await trio.to_thread.run_sync(partial(shutil.rmtree, logs, ignore_errors=True))
 
     def task(self, name: str, *, namespace: str = DEFAULT_NAMESPACE) -> Process:
         """The container's first process, as it was told last."""
         return self.tasks.get(namespace, name)
-
-    def _logs(self, namespace: str, name: str) -> Path:
-        return self.config.root / "logs" / namespace / name
 
     # -- the tree
 
@@ -275,8 +272,8 @@ class Host:
             collector=self.collector,
             snapshotters=list(self.snapshotters.values()),
             ground=self.ground,
-            start_task=partial(start_child, self.system.at(TASKS)),
-            start_exec=partial(start_child, self.system.at(EXECS)),
+            start_task=self.start_task,
+            start_exec=self.start_exec,
             serving=child,
             first=partial(self._answering, child),
         )
@@ -304,7 +301,7 @@ class Host:
 
     def tree_text(self) -> str:
         """The live tree, a node a line."""
-        return "\n".join(tree_lines(self.tree()))
+        return "\n".join(tree_lines(node_to(self.tree())))
 
     def task_actor(self, name: str, *, namespace: str = DEFAULT_NAMESPACE) -> str:
         """The registered name of a task's actor."""
@@ -317,21 +314,6 @@ class Host:
             raise NotFound(f"actor {name}: not found")
         ref.exit(KILL)
         await ref.wait_exit()
-
-
-def tree_lines(node: Node, lead: str = "", branch: str = "") -> list[str]:
-    """A tree as text, a node a line."""
-    facts = [node.state]
-    if node.restarts:
-        facts.append(f"{node.restarts} restart{'s' if node.restarts != 1 else ''}")
-    if node.mailbox_depth:
-        facts.append(f"{node.mailbox_depth} waiting")
-    lines = [f"{lead}{branch}{node.id}  {', '.join(facts)}"]
-    below = lead + {"├─ ": "│  ", "└─ ": "   "}.get(branch, "")
-    for number, child in enumerate(node.children, 1):
-        last = number == len(node.children)
-        lines += tree_lines(child, below, "└─ " if last else "├─ ")
-    return lines
 
 
 @asynccontextmanager
@@ -408,10 +390,8 @@ async def build(config: Config, system: System, store: Store) -> Host:
     leases = Leases(store)
     image_keeper = ImageKeeper(content, images, leases, workers)
     ground = Ground(store=store, state=config.state, spawn_shim=spawn_shim)
-    start_task, start_exec = (
-        partial(start_child, system.at(TASKS)),
-        partial(start_child, system.at(EXECS)),
-    )
+    start_task = partial(start_child, system.at(TASKS))
+    start_exec = partial(start_child, system.at(EXECS))
     reclaim: dict[str, Reclaim] = {"content": content.reclaim, "ingest": content.reclaim}
     return Host(
         config=config,
@@ -434,11 +414,12 @@ async def build(config: Config, system: System, store: Store) -> Host:
             images,
             containers,
             leases,
-            snapshotters,
+            partial(find_snapshotter, snapshotters, config.snapshotter),
             image_keeper,
             partial(_accounts, workers),
-            config.snapshotter,
         ),
+        start_task=start_task,
+        start_exec=start_exec,
         started_at_ns=time.time_ns(),
     )
 
@@ -470,14 +451,6 @@ def look_at_host() -> Facts:
     done = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10)
     first = done.stdout.splitlines()[0] if done.stdout else Path(binary).name
     return Facts(runtime=f"{first} ({binary})", cgroups=layout().value)
-
-
-def _make_logs(folder: Path) -> None:
-    """Empty files: an earlier container of that name may have left its own."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=DIRECTORY_MODE, parents=True)
-    for stream in ("stdout", "stderr"):
-        (folder / stream).touch(mode=0o600)
 
 
 def prepare_directories(config: Config) -> None:

@@ -7,12 +7,12 @@ of a container that did not come to be is removed.
 """
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import trio
 
-from ..actors.errors import InvalidArgument, NotFound, Refusal
+from ..actors.errors import InvalidArgument, Refusal
 from ..storage.containers import Container, Containers, Opaque, Runtime
 from ..storage.image_config import ImageConfig, offered_labels
 from ..storage.image_keeper import ImageKeeper
@@ -58,25 +58,23 @@ class Launcher:
         images: Images,
         containers: Containers,
         leases: Leases,
-        snapshotters: Mapping[str, Snapshotter],
+        find_snapshotter: Callable[[str], Snapshotter],
         image_keeper: ImageKeeper,
         files: PasswordFiles,
-        default_snapshotter: str,
     ) -> None:
         self._images = images
         self._containers = containers
         self._leases = leases
-        self._snapshotters = snapshotters
+        self._find_snapshotter = find_snapshotter
         self._image_keeper = image_keeper
         self._files = files
-        self._default = default_snapshotter
 
     async def create(self, namespace: str, wanted: Wanted) -> Container:
         """The new container's record. Refused when its name is taken or its image unknown."""
         name = wanted.name or uuid.uuid4().hex[:12]
         image_name = normalize(wanted.image)
         image = self._images.get(namespace, image_name)
-        snapshotter = self._snapshotter(wanted.snapshotter)
+        snapshotter = self._find_snapshotter(wanted.snapshotter)
         unpacked = await self._image_keeper.unpack(namespace, image, snapshotter)
         # Until the record refers to it, the lease holds the snapshot.
         async with self._leases.held(namespace) as lease:
@@ -102,12 +100,6 @@ class Launcher:
                     except Refusal:
                         pass  # the first failure is what the caller is told
                 raise
-
-    def _snapshotter(self, name: str) -> Snapshotter:
-        found = self._snapshotters.get(name or self._default)
-        if found is None:
-            raise NotFound(f"snapshotter {name or self._default}: not found")
-        return found
 
     async def _wishes(self, wanted: Wanted, config: ImageConfig, mounts: Sequence[Mount]) -> Wishes:
         user = await self._user(wanted.user or config.user, mounts)

@@ -31,8 +31,9 @@ use, `FailedPrecondition` for a snapshot of the wrong kind or with children.
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+from ..actors.errors import NotFound
 from .mounts import Mount
 
 __all__ = ["Info", "Kind", "Mount", "Snapshotter", "Usage"]
@@ -135,3 +136,14 @@ class Snapshotter(Protocol):
     async def cleanup(self) -> None:
         """Return once what removed snapshots left on the disk is gone."""
         ...
+
+
+S = TypeVar("S", bound=Snapshotter)
+
+
+def find_snapshotter(snapshotters: Mapping[str, S], default: str, name: str = "") -> S:
+    """The snapshotter of that name, or the default one; NotFound when there is none."""
+    found = snapshotters.get(name or default)
+    if found is None:
+        raise NotFound(f"snapshotter {name or default}: not found")
+    return found

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from ...storage.reference import normalize
 from ..grpc.client import ClientCall
 from ..proto.services import admin_pb2, images_pb2
-from .output import ago, format_option, records, say
+from .output import ago, format_option, records, say, write_all
 from .session import Where
 
 CHUNK_BYTES = 1 << 20
@@ -138,7 +138,7 @@ def export(where: Where, output: str, names: tuple[str, ...]) -> None:
                 await call.send(request)
                 await call.end()
                 async for answer in call:
-                    await trio.to_thread.run_sync(_write_all, target, answer.data)
+                    await trio.to_thread.run_sync(write_all, target, answer.data)
         if target != 1:
             os.close(target)
             partial.rename(output)
@@ -148,12 +148,6 @@ def export(where: Where, output: str, names: tuple[str, ...]) -> None:
     except BaseException:
         Path(output + ".partial").unlink(missing_ok=True)
         raise
-
-
-def _write_all(target: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(target, view) :]
 
 
 COMMANDS = (images, import_, export)

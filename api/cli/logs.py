@@ -1,8 +1,4 @@
-"""Where `run -d` keeps a container's output, and reading it while it grows.
-
-The files are the container's own stdout and stderr, opened for appending: no process stands
-between. They lie under the daemon's root and go with `rm`.
-"""
+"""The output that `run -d` keeps: reading it while it grows, removing it with its container."""
 
 import os
 import shutil
@@ -11,21 +7,11 @@ from pathlib import Path
 import trio
 
 from ..proto.services import containers_pb2
+from .output import write_all
 
 LABEL = "holdfast/logs"
 POLL_S = 0.1
 CHUNK_BYTES = 65536
-
-
-def folder(root: Path, namespace: str, name: str) -> Path:
-    """Where the logs of a container lie."""
-    return root / "logs" / namespace / name
-
-
-def prepare(path: Path) -> None:
-    """An empty directory, mode 0700: logs of an earlier container of that name are gone."""
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(mode=0o700, parents=True)
 
 
 def remove(container: containers_pb2.Container) -> None:
@@ -33,13 +19,6 @@ def remove(container: containers_pb2.Container) -> None:
     path = container.labels.get(LABEL)
     if path and Path(path).name == container.id:
         shutil.rmtree(path, ignore_errors=True)
-
-
-async def copy(url: str, target: int) -> None:
-    """Write all that stands in the log now."""
-    done = trio.Event()
-    done.set()
-    await follow(url, target, done)
 
 
 async def follow(url: str, target: int, ended: trio.Event) -> None:
@@ -53,16 +32,10 @@ async def follow(url: str, target: int, ended: trio.Event) -> None:
         while True:
             last = ended.is_set()
             while data := await trio.to_thread.run_sync(os.read, log, CHUNK_BYTES):
-                await trio.to_thread.run_sync(_write_all, target, data)
+                await trio.to_thread.run_sync(write_all, target, data)
             if last:
                 return
             with trio.move_on_after(POLL_S):
                 await ended.wait()
     finally:
         os.close(log)
-
-
-def _write_all(target: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(target, view) :]

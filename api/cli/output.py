@@ -1,6 +1,7 @@
-"""What a command prints: a table for people, JSON for programs. Nothing else writes to stdout."""
+"""What a command prints: a table for people, JSON for programs, a container's bytes as they are."""
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -24,6 +25,13 @@ def say(text: str) -> None:
     """A line on standard output."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+def write_all(target: int, data: bytes) -> None:
+    """Write every byte to a descriptor, however small the pieces it takes. Blocks."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(target, view) :]
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, quiet: bool = False) -> None:

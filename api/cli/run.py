@@ -4,7 +4,7 @@ import json
 import os
 import uuid
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
 
 from ...actors.errors import FailedPrecondition, InvalidArgument, NotFound, Refusal
+from .. import logfiles
 from ..anys import PROCESS_URL
 from ..proto.services import admin_pb2, containers_pb2, tasks_pb2
 from . import logs, stdio
 from .output import say
 from .session import Session, Where
 
-SETTLE_S = 0.2  # a start that fails ends the attached stdio; its error is what we show
+FORGET_WITHIN_S = 0.2  # to remove an exec that is over; one that is not is left alone
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -114,17 +115,16 @@ async def _detached(where: Where, request: admin_pb2.CreateContainerRequest) -> 
         root = Path((await session.info()).root)
         if not request.name:
             request.name = uuid.uuid4().hex[:12]
-        folder = logs.folder(root, session.namespace, request.name)
+        folder = logfiles.folder(root, session.namespace, request.name)
         request.labels[logs.LABEL] = str(folder)
         container = await _create(session, request)
         try:
-            logs.prepare(folder)
+            logfiles.prepare(folder)
             names = stdio.Pipes(
                 "", f"file://{folder}/stdout", "" if request.terminal else f"file://{folder}/stderr"
             )
             await _create_task(session, container, names, request.terminal)
-            start = tasks_pb2.StartRequest(container_id=container.id)
-            await session.call("Tasks/Start", start, tasks_pb2.StartResponse)
+            await session.start(container.id)
         except BaseException:
             with trio.move_on_after(10, shield=True):
                 await _discard(session, container)
@@ -174,12 +174,8 @@ async def _started(
 ) -> int:
     """Start a created process, pass stdio until it ends, give its exit status."""
 
-    async def start() -> None:
-        request = tasks_pb2.StartRequest(container_id=name, exec_id=exec_id)
-        await session.call("Tasks/Start", request, tasks_pb2.StartResponse)
-
     async with _passing(session, name, exec_id, names, terminal) as running:
-        await start()
+        await session.start(name, exec_id)
         running.set()
         size = stdio.window() if terminal else None
         if size is not None:
@@ -192,7 +188,7 @@ async def _passing(
     session: Session, name: str, exec_id: str, names: stdio.Pipes, terminal: bool
 ) -> AsyncGenerator[trio.Event]:
     """Within the block our stdio, window and signals are the process's; stdin once it runs."""
-    with stdio.raw_terminal() if terminal else _nothing():
+    with stdio.raw_terminal() if terminal else nullcontext():
         async with trio.open_nursery() as nursery:
             if terminal:
                 nursery.start_soon(stdio.follow_window, partial(_resize, session, name, exec_id))
@@ -202,11 +198,6 @@ async def _passing(
             async with stdio.copied(names, closing) as running:
                 yield running
             nursery.cancel_scope.cancel()
-
-
-class _nothing:
-    def __enter__(self) -> None: ...
-    def __exit__(self, *_: object) -> None: ...
 
 
 async def _resize(session: Session, name: str, exec_id: str, columns: int, rows: int) -> None:
@@ -275,13 +266,12 @@ async def _exec(where: Where, name: str, command: tuple[str, ...], given: dict[s
             await session.call("Tasks/Exec", request, Empty)
             gone = tasks_pb2.DeleteProcessRequest(container_id=name, exec_id=exec_id)
             if detach:
-                start = tasks_pb2.StartRequest(container_id=name, exec_id=exec_id)
-                await session.call("Tasks/Start", start, tasks_pb2.StartResponse)
+                await session.start(name, exec_id)
                 return 0
             try:
                 status = await _started(session, name, exec_id, names, terminal)
             finally:
-                with trio.move_on_after(SETTLE_S, shield=True):
+                with trio.move_on_after(FORGET_WITHIN_S, shield=True):
                     await _forget(session, gone)
             return status
 

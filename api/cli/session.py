@@ -70,6 +70,11 @@ class Session:
         request = tasks_pb2.GetRequest(container_id=name, exec_id=exec_id)
         return await self.call("Tasks/Get", request, tasks_pb2.GetResponse)
 
+    async def start(self, name: str, exec_id: str = "") -> None:
+        """Let a created task or exec run."""
+        request = tasks_pb2.StartRequest(container_id=name, exec_id=exec_id)
+        await self.call("Tasks/Start", request, tasks_pb2.StartResponse)
+
     async def wait(self, name: str, exec_id: str = "") -> int:
         """Wait, as long as it takes, for the exit status of a task or an exec."""
         request = tasks_pb2.WaitRequest(container_id=name, exec_id=exec_id)

@@ -23,6 +23,8 @@ from pathlib import Path
 
 import trio
 
+from .output import write_all
+
 CHUNK_BYTES = 65536
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
@@ -106,13 +108,7 @@ async def _drain(fifo: int, target: int) -> None:
             return
         if not data:
             return
-        await trio.to_thread.run_sync(_write_all, target, data)
-
-
-def _write_all(target: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(target, view) :]
+        await trio.to_thread.run_sync(write_all, target, data)
 
 
 async def _copy_in(

@@ -11,10 +11,9 @@ from google.protobuf.empty_pb2 import Empty
 
 from ..identity import REVISION, VERSION
 from ..proto.services import admin_pb2, version_pb2
+from ..treetext import tree_lines
 from .output import format_option, moment, records, say
 from .session import Where
-
-STUCK_S = 1.0  # a message that is handled for longer is shown with its age
 
 
 @click.command()
@@ -70,23 +69,6 @@ def tree(where: Where, output_format: str) -> None:
         return
     for line in tree_lines(root):
         say(line)
-
-
-def tree_lines(node: admin_pb2.TreeNode, lead: str = "", branch: str = "") -> list[str]:
-    """The tree as text, a node a line."""
-    facts = [node.state]
-    if node.restarts:
-        facts.append(f"{node.restarts} restart{'s' if node.restarts != 1 else ''}")
-    if node.mailbox:
-        facts.append(f"{node.mailbox} waiting")
-    if node.current and node.current_age_s >= STUCK_S:
-        facts.append(f"{node.current} for {node.current_age_s:.1f} s")
-    lines = [f"{lead}{branch}{node.name}  {', '.join(facts)}"]
-    below = lead + {"├─ ": "│  ", "└─ ": "   "}.get(branch, "")
-    for number, child in enumerate(node.children, 1):
-        last = number == len(node.children)
-        lines += tree_lines(child, below, "└─ " if last else "├─ ")
-    return lines
 
 
 @click.command()

@@ -11,13 +11,13 @@ from ...runtime.launch import Wanted
 from ...runtime.spec import BindMount
 from ...storage.events import GAP_TOPIC, Event
 from ...supervision.report import CrashReport
-from ...supervision.tree import Node
 from ..anys import timestamp
 from ..grpc.call import Call, Context
 from ..grpc.service import Service, implement
 from ..host import Host
 from ..identity import VERSION
 from ..proto.services import admin_pb2 as pb
+from ..treetext import node_to
 from .events import to_envelope
 
 EXPORT_CHUNK = 1 << 20
@@ -172,19 +172,6 @@ def wanted_from(request: pb.CreateContainerRequest) -> Wanted:
         pids_limit=request.pids_limit,
         labels=dict(request.labels),
         snapshotter=request.snapshotter,
-    )
-
-
-def node_to(node: Node) -> pb.TreeNode:
-    return pb.TreeNode(
-        name=node.id,
-        kind=node.kind,
-        state=node.state,
-        restarts=node.restarts,
-        mailbox=node.mailbox_depth,
-        current=node.current or "",
-        current_age_s=node.current_age_s,
-        children=[node_to(child) for child in node.children],
     )
 
 
