@@ -13,6 +13,7 @@ import click
 import structlog
 import trio
 
+from ..actors import failpoints
 from ..actors.errors import Refusal
 from .config import Config, load
 from .host import open_host
@@ -51,6 +52,7 @@ def daemon(
     if os.geteuid() != 0:
         raise click.ClickException("holdfastd must run as root: it mounts and makes namespaces")
     set_up_logging(config.log_level)
+    failpoints.enter("daemon")
     trio.run(serve, config)
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from ..actors import failpoints
 from ..actors.errors import FailedPrecondition, InvalidArgument
 from ..storage.mounts import unmount_all
 
@@ -50,11 +51,15 @@ def make_bundle(path: Path, config: bytes) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if path.exists():
         remove_bundle(path)
+    failpoints.reach("bundle.make.mkdir")
     path.mkdir(mode=0o700)
+    failpoints.passed("bundle.make.made")
     (path / ROOTFS_NAME).mkdir(mode=0o711)
+    failpoints.reach("bundle.make.config")
     descriptor = os.open(path / CONFIG_NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(config)
+    failpoints.passed("bundle.make.written")
 
 
 def remove_bundle(path: Path) -> None:
@@ -63,7 +68,9 @@ def remove_bundle(path: Path) -> None:
     FailedPrecondition when `rootfs` holds files: they are nobody's that we know.
     """
     rootfs = path / ROOTFS_NAME
+    failpoints.reach("bundle.remove.unmount")
     unmount_all(str(rootfs))
+    failpoints.passed("bundle.remove.unmounted")
     try:
         rootfs.rmdir()
     except FileNotFoundError:
@@ -76,13 +83,16 @@ def remove_bundle(path: Path) -> None:
     except FileNotFoundError:
         return
     for entry in entries:
+        failpoints.reach("bundle.remove.entry")
         if not entry.is_dir(follow_symlinks=False):
             Path(entry.path).unlink(missing_ok=True)
         elif entry.stat(follow_symlinks=False).st_dev == device:
             shutil.rmtree(entry.path)
         else:
             raise FailedPrecondition(f"bundle {path}: {entry.name} is another file system")
+    failpoints.reach("bundle.remove.rmdir")
     path.rmdir()
+    failpoints.passed("bundle.remove.removed")
 
 
 def bundles(state: Path) -> Iterator[BundleName]:

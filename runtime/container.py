@@ -21,6 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from ..actors import failpoints
 from ..actors.errors import (
     AlreadyExists,
     DeadlineExceeded,
@@ -100,7 +101,9 @@ class Container:
             os.makedirs(f"{self.bundle}/rootfs", exist_ok=True)
             self.save()
             try:
+                failpoints.reach("shim.create.mount")
                 mounts.mount_all(rootfs, f"{self.bundle}/rootfs")
+                failpoints.passed("shim.create.mounted")
             except OSError as error:
                 raise Unknown(f"failed to mount rootfs: {error}") from error
             await self._make(
@@ -343,7 +346,9 @@ class Container:
             if fifo is None or oci.hooks(self.config, "poststart"):
                 await self.runner.run_plain(self.chosen, ["start", self.id], within_s)
             else:
+                failpoints.reach("shim.start.release")
                 _release(fifo)
+                failpoints.passed("shim.start.released")
         except BaseException:
             process.status = Status.CREATED
             self.save()
@@ -444,7 +449,9 @@ class Container:
             await self.poller.until(
                 lambda: all(p.status is Status.STOPPED for p in others), GONE_WITHIN_S
             )
+        failpoints.reach("shim.exit.write")
         write_exit(self.bundle, process.exec_id, record)
+        failpoints.passed("shim.exit.written")
         process.exit = record
         process.status = Status.STOPPED
         if process.streams is not None:
@@ -479,10 +486,13 @@ class Container:
             shutil.rmtree(self.chosen.state_directory(self.id), ignore_errors=True)
         elif self.chosen.has_state(self.id):
             await self.runner.run_plain(self.chosen, ["delete", "--force", self.id], within_s)
+        failpoints.passed("shim.delete.cgroup")
         # Also after the runtime's own delete, which may leave one behind.
         await self.poller.until(lambda: not cgroup.remove(self.directories), GONE_WITHIN_S)
         self.directories = {}
+        failpoints.passed("shim.delete.bundle")
         self._forget_bundle()
+        failpoints.passed("shim.delete.forgotten")
         for process in list(self.processes.values()):
             if process.exec_id:
                 process.release()
@@ -553,7 +563,9 @@ class Container:
         # Not synced: after a loss of power there is no container that it could be about.
         path = f"{self.bundle}/{name}"
         Path(f"{path}.tmp").write_text(json.dumps(value))
+        failpoints.reach("shim.save.rename")
         os.rename(f"{path}.tmp", path)
+        failpoints.passed("shim.save.renamed")
 
     def _unlink(self, name: str) -> None:
         try:

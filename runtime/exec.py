@@ -20,6 +20,7 @@ from typing import Any, assert_never
 
 import structlog
 
+from ..actors import failpoints
 from ..actors.actor import Actor
 from ..actors.errors import AlreadyExists, FailedPrecondition, NotFound, Refusal
 from ..actors.exits import NORMAL, StopActor
@@ -228,12 +229,16 @@ class Exec(Actor):
         client = await self._client()
         try:
             spec, stdio = self._record.spec, self._record.stdio
+            failpoints.passed("exec.start.add")
             await client.exec(self._id, spec, stdio, timeout_s=limits.shim_within_s)
         except AlreadyExists:
             pass  # an earlier start got this far
+        failpoints.passed("exec.start.shim")
         pid = await client.start(self._id, timeout_s=limits.runtime_within_s)
+        failpoints.passed("exec.start.started")
         record = replace(self._record, state=state, pid=pid)
         await self._ground.store.write(ledger.exec_started(record))
+        failpoints.passed("exec.start.recorded")
         self._record = record
         return pid
 
@@ -259,7 +264,9 @@ class Exec(Actor):
         client = await self._client()
         match step:
             case Kill():
+                failpoints.passed("exec.kill.shim")
                 await client.kill(step.signal, self._id, timeout_s=timeout_s)
+                failpoints.passed("exec.kill.killed")
             case Resize():
                 await client.resize(step.width, step.height, self._id, timeout_s=timeout_s)
             case CloseStdin():
@@ -272,13 +279,16 @@ class Exec(Actor):
         next_state(state, step)
         try:
             client = await self._client()
+            failpoints.passed("exec.delete.shim")
             await client.delete(self._id, timeout_s=self._ground.limits.runtime_within_s)
+            failpoints.passed("exec.delete.deleted")
         except NotFound:
             pass  # the shim never heard of it, or an earlier delete got this far
         except Refusal:
             if state is not ExecState.ADDED:
                 raise
         await self._ground.store.write(ledger.exec_deleted(self._record))
+        failpoints.passed("exec.delete.recorded")
         answer = self._record.exit or ExitRecord(pid=0, status=0, exited_at_ns=0)
         raise StopActor(NORMAL, answer=answer)
 
@@ -295,6 +305,7 @@ class Exec(Actor):
             case Exited():
                 record = record.stopped(exit_record(step, record.pid))
                 record = replace(record, pid=record.pid or step.pid)
+                failpoints.passed("exec.exit.record")
                 job = ledger.exec_exited(record)
             case _:
                 assert_never(step)

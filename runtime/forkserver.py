@@ -20,6 +20,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
+from ..actors import failpoints
 from ..actors.errors import NotFound, Refusal, Unimplemented
 from . import frames, oci, procfs, shim, syscalls
 
@@ -84,8 +85,10 @@ class ForkServer:
         except FileNotFoundError as error:
             raise NotFound(f"bundle {bundle}: not found") from error
         with listener:
+            failpoints.passed("fork_server.fork")
             pid = os.fork()
             if pid:
+                failpoints.passed("fork_server.forked")
                 self._shims.add(pid)
                 return pid, None
             signal.set_wakeup_fd(-1)
@@ -133,6 +136,7 @@ class ForkServer:
 
 def main() -> None:
     """The program."""
+    failpoints.enter("fork-server")
     syscalls.become_subreaper()
     syscalls.set_name("holdfast-fork")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

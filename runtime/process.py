@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import cbor2
 
+from ..actors import failpoints
 from .procfs import Identity
 from .pty import Terminal
 from .stdio import Stdio, Streams
@@ -82,10 +83,13 @@ def write_durable(path: str, data: bytes) -> None:
     try:
         with os.fdopen(descriptor, "wb", closefd=False) as file:
             file.write(data)
+        failpoints.reach("shim.file.fsync")
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+    failpoints.reach("shim.file.rename")
     os.rename(temporary, path)
+    failpoints.passed("shim.file.renamed")
     directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(directory)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from ..actors import failpoints
 from ..actors.errors import Unknown
 from . import oci
 from .poller import Poller
@@ -48,7 +49,9 @@ class Runner:
         """
         self.spawns += 1
         log = f"{self._bundle}/runtime-{self.spawns}.log"
+        failpoints.passed(f"shim.{verb}.spawn")
         pid = self._execute(runtime, verb, words(log), descriptors)
+        failpoints.passed(f"shim.{verb}.spawned")
         self._in_flight += 1
         over = False
 
@@ -64,6 +67,7 @@ class Runner:
         try:
             status = await self._poller.child(pid)
             over = True
+            failpoints.passed(f"shim.{verb}.done")
             if status != 0:
                 text = oci.failure(log, status)
                 raise Unknown(f"OCI runtime {verb} failed: {text}: unknown")

@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from ..actors import failpoints
 from ..actors.errors import FailedPrecondition, InvalidArgument, Refusal, Unimplemented
 from ..storage.mounts import Mount
 from . import frames, syscalls
@@ -269,6 +270,7 @@ class Shim:
 
 def main(job: Job) -> None:
     """The life of a forked shim; returns when it was shut down."""
+    failpoints.enter("shim")
     os.setsid()
     syscalls.become_subreaper()
     syscalls.set_name("holdfast-shim")

@@ -25,6 +25,7 @@ from typing import Any, Protocol, Self
 
 import trio
 
+from ..actors import failpoints
 from ..actors.errors import NotFound, Unavailable
 from .connection import Connection
 from .stdio import Stdio
@@ -123,6 +124,7 @@ class ForkServer(Connection):
         """Starts the program and waits until it can fork."""
         ours, theirs = socket.socketpair()
         with theirs:
+            failpoints.reach("fork_server.spawn")
             process = subprocess.Popen(  # noqa: ASYNC220 - a fork, not a wait
                 [sys.executable, "-I", "-m", "holdfast.runtime.forkserver", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import trio
 
+from ..actors import failpoints
 from ..actors.actor import Actor
 from ..actors.errors import Unavailable
 from ..actors.exits import ActorExited
@@ -44,7 +45,10 @@ async def spawn_shim(bundle: Path, /, *, adopt: bool = False) -> int:
     except ActorExited as error:
         raise Unavailable(f"the fork server is gone: {error}") from error
     # Asked over its own connection, not through the mailbox: forks run beside each other.
-    return await server.spawn_shim(bundle, adopt=adopt)
+    failpoints.passed("shim.spawn")
+    pid = await server.spawn_shim(bundle, adopt=adopt)
+    failpoints.passed("shim.spawned")
+    return pid
 
 
 class Shims(Actor):

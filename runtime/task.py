@@ -29,6 +29,7 @@ from typing import Any, assert_never
 import structlog
 import trio
 
+from ..actors import failpoints
 from ..actors.actor import Actor
 from ..actors.errors import (
     AlreadyExists,
@@ -332,6 +333,7 @@ class Task(Actor):
             await trio.to_thread.run_sync(make_bundle, self._bundle, step.config)
             self.spawn_task(self._keep_link, True)
             client = await self._link.client(limits.attach_within_s + 1.0)
+            failpoints.reach("task.create.shim")
             pid = await client.create(
                 id=self._id,
                 namespace=self._namespace,
@@ -348,8 +350,10 @@ class Task(Actor):
             if isinstance(error, Refusal):
                 raise
             raise Unavailable(f"create {self._id}: {error}") from error
+        failpoints.passed("task.create.made")
         record = replace(self._record, state=state, pid=pid)
         await self._ground.store.write(ledger.task_created(record))
+        failpoints.passed("task.create.recorded")
         self._record = record
         return pid
 
@@ -357,9 +361,12 @@ class Task(Actor):
         state = next_state(self._record.state, step)
         limits = self._ground.limits
         client = await self._link.client(limits.link_within_s)
+        failpoints.passed("task.start.shim")
         pid = await client.start(timeout_s=limits.runtime_within_s)
+        failpoints.passed("task.start.started")
         record = replace(self._record, state=state, pid=pid)
         await self._ground.store.write(ledger.task_started(record))
+        failpoints.passed("task.start.recorded")
         self._record = record
         return pid
 
@@ -393,7 +400,9 @@ class Task(Actor):
         match step:
             case Kill():
                 timeout_s = limits.shim_within_s
+                failpoints.passed("task.kill.shim")
                 await client.kill(step.signal, all=step.all, timeout_s=timeout_s)
+                failpoints.passed("task.kill.killed")
             case Update():
                 await client.update(step.resources, timeout_s=limits.runtime_within_s)
             case Resize():
@@ -422,6 +431,7 @@ class Task(Actor):
                     return
                 await self._execs_end()
                 record = record.stopped(exit_record(step, record.pid))
+                failpoints.passed("task.exit.record")
                 job = ledger.task_exited(record)
             case _:
                 assert_never(step)
@@ -443,7 +453,9 @@ class Task(Actor):
             exit = await self._delete_in_shim(exit)
         self._record = self._record.stopped(exit)
         execs = [record.name for record in self._execs()]
+        failpoints.passed("task.delete.record")
         await self._ground.store.write(ledger.task_deleted(self._record))
+        failpoints.passed("task.delete.recorded")
         for name in execs:
             self._tell_exec(name, TaskGone())
         await self._end_shim()
@@ -454,8 +466,10 @@ class Task(Actor):
         client = await self._link.client(limits.link_within_s)
         if self._record.state is State.CREATED:
             await self._kill_created(client)
+        failpoints.passed("task.delete.shim")
         try:
             deleted = await client.delete(timeout_s=limits.runtime_within_s)
+            failpoints.passed("task.delete.deleted")
         except NotFound:
             return exit  # an earlier delete got this far and was cut short
         # The record's exit was told already and stands; a created task's is the shim's.
@@ -490,7 +504,9 @@ class Task(Actor):
         limits = self._ground.limits
         try:
             client = await self._link.client(0.0)
+            failpoints.passed("task.delete.shutdown")
             await client.shutdown(timeout_s=limits.shim_within_s)
+            failpoints.passed("task.delete.shim_ended")
         except Refusal as error:
             log.info("task.shim_unended", **self._fields(), reason=str(error))
         await self._link.end()

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import trio
 
+from ..actors import failpoints
 from ..actors.errors import (
     DataLoss,
     DeadlineExceeded,
@@ -280,6 +281,7 @@ class Tasks:
         )
         with trio.CancelScope(shield=True):
             await self._store.write(ledger.exec_added(record))
+            failpoints.passed("exec.added")
             await self._start_exec(exec_child(self._ground, record))
 
     async def delete_process(self, namespace: str, id: str, exec_id: str) -> Exited:
@@ -431,6 +433,7 @@ class Tasks:
 
     async def _create(self, record: TaskRecord, config: bytes) -> int:
         await self._store.write(ledger.intend_task(record))
+        failpoints.passed("task.create.intended")
         try:
             ref = await self._start_task(task_child(self._ground, record))
             within_s = self._ground.limits.runtime_within_s + CREATE_SLACK_S

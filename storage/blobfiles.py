@@ -9,6 +9,7 @@ from pathlib import Path
 
 import trio
 
+from ..actors import failpoints
 from .digest import HEX_DIGITS
 
 PIECE_BYTES = 1 << 20
@@ -68,6 +69,7 @@ def prepare(root: Path, digests: set[str], ingests: set[str], *, sweep: bool) ->
 def place(data: Path, target: Path, size: int) -> None:
     """Give a file on the disk its blob's name, durably."""
     try:
+        failpoints.reach("content.publish.link")
         os.link(data, target)
     except FileExistsError:
         if os.stat(target).st_size == size:
@@ -75,18 +77,26 @@ def place(data: Path, target: Path, size: int) -> None:
         # Not what its name says: replaced as a whole.
         fresh = data.with_name("fresh")
         os.link(data, fresh)
+        failpoints.reach("content.publish.replace")
         os.replace(fresh, target)
+    failpoints.passed("content.publish.linked")
+    failpoints.reach("content.publish.fsync")
     sync_directory(target.parent)
+    failpoints.passed("content.publish.synced")
 
 
 def remove_file(path: Path) -> None:
     """Remove a file, if it is there."""
+    failpoints.reach("content.remove.unlink")
     path.unlink(missing_ok=True)
+    failpoints.passed("content.remove.unlinked")
 
 
 def remove_directory(path: Path) -> None:
     """Remove an ingest with all it has, if it is there."""
+    failpoints.passed("ingest.remove.rmtree")
     shutil.rmtree(path, ignore_errors=True)
+    failpoints.passed("ingest.remove.removed")
 
 
 def sync_directory(path: Path) -> None:

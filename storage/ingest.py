@@ -26,6 +26,7 @@ from typing import TypeVar, assert_never
 
 import trio
 
+from ..actors import failpoints
 from ..actors.actor import Actor
 from ..actors.errors import FailedPrecondition, OutOfRange, Refusal, ResourceExhausted
 from ..actors.exits import NORMAL, ActorExited, StopActor
@@ -167,8 +168,11 @@ class IngestFile:
         """Make or resume the file; what it holds is hashed again."""
         with self._lock:
             if not directory.is_dir():
+                failpoints.reach("ingest.open.mkdir")
                 directory.mkdir(mode=0o700)
+                failpoints.passed("ingest.open.made")
                 (directory / "ref").write_text(ref, "utf-8", "surrogatepass")
+                failpoints.passed("ingest.open.named")
             if self._shared is None:
                 self._begin(from_start=from_start)
 
@@ -182,6 +186,7 @@ class IngestFile:
                 raise FailedPrecondition("the ingest is committed: failed precondition")
             rest = memoryview(data)
             try:
+                failpoints.reach("ingest.append.write")
                 while rest:
                     rest = rest[os.pwrite(self._fd, rest, self.offset + len(data) - len(rest)) :]
             except OSError as error:
@@ -190,6 +195,7 @@ class IngestFile:
                     text = f"write of {len(data)} bytes at {self.offset}: {error.strerror}"
                     raise ResourceExhausted(f"{text}: resource exhausted") from error
                 raise
+            failpoints.passed("ingest.append.written")
             self._hash.update(data)
             self.offset += len(data)
 
@@ -221,7 +227,9 @@ class IngestFile:
                 return None
             self._require_open(b"")
             os.fchmod(self._fd, 0o444)
+            failpoints.reach("ingest.seal.fsync")
             os.fsync(self._fd)
+            failpoints.passed("ingest.seal.synced")
             self._sealed = True
             return self._path
 
@@ -230,11 +238,14 @@ class IngestFile:
         with self._lock:
             if self._fd >= 0:
                 if not remove:
+                    failpoints.reach("ingest.close.fsync")
                     os.fdatasync(self._fd)
                 os.close(self._fd)
                 self._fd = -1
             if remove:
+                failpoints.passed("ingest.close.remove")
                 shutil.rmtree(self._path.parent, ignore_errors=True)
+                failpoints.passed("ingest.close.removed")
 
     def _require_open(self, data: bytes) -> None:
         if self._fd < 0 and (self._shared is None or data):
@@ -250,7 +261,9 @@ class IngestFile:
             # A commit was cut off after its link: the inode may be a blob by now.
             copy = self._path.with_name("copy")
             shutil.copyfile(self._path, copy)
+            failpoints.reach("ingest.open.replace")
             os.replace(copy, self._path)
+            failpoints.passed("ingest.open.replaced")
         self._sealed = False
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._hash = new_hash(self._algorithm)

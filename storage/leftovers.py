@@ -6,6 +6,7 @@ from pathlib import Path
 import structlog
 import trio
 
+from ..actors import failpoints
 from ..actors.errors import Refusal
 from .store import Store
 from .workers import Workers
@@ -58,7 +59,9 @@ class Leftovers:
 
     async def _remove(self, snapshot_id: int) -> None:
         try:
+            failpoints.passed("snapshot.reclaim.remove")
             await self._workers.remove_tree(self._home / str(snapshot_id))
+            failpoints.passed("snapshot.reclaim.removed")
         except Refusal as error:
             log.warning(
                 "snapshot.not_reclaimed",

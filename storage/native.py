@@ -11,6 +11,7 @@ from pathlib import Path
 
 import trio
 
+from ..actors import failpoints
 from .mounts import Mount
 from .snapshotter import Kind
 from .workers import Workers
@@ -31,9 +32,13 @@ class Native:
             await self._workers.copy_tree(self.content(parents[0]), self.content(directory))
 
     def _make(self, directory: Path) -> None:
+        failpoints.reach("snapshot.make.mkdir")
         directory.mkdir(mode=0o700)
+        failpoints.passed("snapshot.make.made")
         tree = self.content(directory)
+        failpoints.reach("snapshot.make.upper")
         tree.mkdir()
+        failpoints.passed("snapshot.make.upper_made")
         tree.chmod(0o755)
 
     def content(self, directory: Path) -> Path:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import trio
 
+from ..actors import failpoints
 from .mounts import Mount, escape_path
 from .snapshotter import Kind
 from .worker import do_probe
@@ -50,9 +51,13 @@ class Overlay:
         await trio.to_thread.run_sync(self._make, directory, kind, parents)
 
     def _make(self, directory: Path, kind: Kind, parents: Sequence[Path]) -> None:
+        failpoints.reach("snapshot.make.mkdir")
         directory.mkdir(mode=0o700)
+        failpoints.passed("snapshot.make.made")
         upper = directory / "fs"
+        failpoints.reach("snapshot.make.upper")
         upper.mkdir()
+        failpoints.passed("snapshot.make.upper_made")
         mode = 0o755
         if parents:
             # The upper directory is the root that a container sees.
@@ -61,7 +66,9 @@ class Overlay:
             mode = stat.S_IMODE(status.st_mode)
         upper.chmod(mode)
         if kind is Kind.ACTIVE:
+            failpoints.reach("snapshot.make.work")
             (directory / "work").mkdir(mode=0o711)
+            failpoints.passed("snapshot.make.work_made")
 
     def content(self, directory: Path) -> Path:
         """What a snapshot itself takes on the disk."""

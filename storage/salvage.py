@@ -20,6 +20,7 @@ from typing import Any
 
 import structlog
 
+from ..actors import failpoints
 from .database import Database
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -61,7 +62,9 @@ def salvage(path: Path, reason: str) -> Path:
     for suffix in ("", "-wal", "-shm"):
         part = path.with_name(path.name + suffix)
         if part.exists():
+            failpoints.reach("salvage.rename")
             part.rename(aside.with_name(aside.name + suffix))
+            failpoints.passed("salvage.renamed")
     database = Database(path)
     try:
         database.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -118,7 +121,9 @@ def _copy(sources: Sequence[Path], database: Database) -> dict[str, int]:
     last = max(newest, *known) if known else newest + SEQUENCE_SKIP
     execute("DELETE FROM sqlite_sequence WHERE name = 'event'")
     execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('event', ?)", (last,))
+    failpoints.reach("salvage.commit")
     execute("COMMIT")
+    failpoints.passed("salvage.committed")
     return dict(counts)
 
 

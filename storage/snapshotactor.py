@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
+from ..actors import failpoints
 from ..actors.actor import Actor
 from ..actors.errors import AlreadyExists
 from ..actors.message import Request
@@ -100,7 +101,9 @@ class SnapshotActor(Actor):
             def work(tx: Transaction) -> None:
                 self._record_new(tx, snapshot_id, message)
 
+            failpoints.reach("snapshot.record.write")
             await graph.store.write(work)
+            failpoints.passed("snapshot.record.written")
         return graph.driver.mounts(directory, message.kind, parents)
 
     def _record_new(self, tx: Transaction, snapshot_id: int, message: Create) -> None:
@@ -142,6 +145,7 @@ class SnapshotActor(Actor):
         check_active(active)
         directory = graph.present(active)
         await graph.workers.sync(directory)
+        failpoints.passed("snapshot.commit.synced")
         usage = await graph.workers.measure(graph.driver.content(directory))
 
         def work(tx: Transaction) -> None:
@@ -170,6 +174,7 @@ class SnapshotActor(Actor):
             )
 
         await graph.store.write(work)
+        failpoints.passed("snapshot.commit.written")
 
     async def _measure(self) -> Usage:
         """Count what an active snapshot takes by now."""
@@ -196,3 +201,4 @@ class SnapshotActor(Actor):
         # Whoever prepares upon it from here on is behind this write, and finds it gone.
         graph.refuse_parent(place)
         await graph.store.write(work)
+        failpoints.passed("snapshot.remove.written")

@@ -30,6 +30,7 @@ from typing import Any, TypeVar
 
 import cbor2
 
+from ..actors import failpoints
 from ..actors.errors import FailedPrecondition, InvalidArgument, Refusal
 from . import syscalls
 from .layer import Applied, Limits, apply
@@ -243,7 +244,10 @@ def answer(job: Job) -> Mapping[str, Any]:
     """Do one job; its answer, whatever happens."""
     name = str(job.get("do"))
     try:
-        return {"ok": JOBS[name](job)}
+        failpoints.reach(f"job.{name}")
+        done = JOBS[name](job)
+        failpoints.passed(f"job.{name}.done")
+        return {"ok": done}
     except Refusal as refusal:
         return {"refused": [type(refusal).__name__, str(refusal)]}
     except OSError as error:
@@ -302,6 +306,7 @@ def serve(connection: socket.socket) -> None:
 
 def main() -> None:
     """The program."""
+    failpoints.enter("worker")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.umask(0o022)
     serve(socket.socket(fileno=int(sys.argv[1])))

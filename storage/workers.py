@@ -26,7 +26,7 @@ import cbor2
 import structlog
 import trio
 
-from ..actors import errors
+from ..actors import errors, failpoints
 from ..actors.actor import Actor
 from ..actors.exits import KILL, ActorExited
 from ..actors.message import Request
@@ -77,6 +77,7 @@ class Worker(Actor):
             self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
             path = os.pathsep.join(entry for entry in sys.path if entry)
             try:
+                failpoints.reach("worker.spawn")
                 self._process = await trio.lowlevel.open_process(
                     [sys.executable, "-P", "-m", "holdfast.storage.worker", str(theirs.fileno())],
                     stdin=subprocess.DEVNULL,
@@ -89,6 +90,7 @@ class Worker(Actor):
             except BaseException:
                 self._stream.socket.close()
                 raise
+        failpoints.passed("worker.spawned")
         self._pid_fd = os.pidfd_open(self._process.pid)
         self.spawn_task(self._keep)
         # The keeper must be in its place before anything here can be cancelled.
@@ -104,7 +106,9 @@ class Worker(Actor):
         answer: Answer | None = None
         with trio.move_on_after(message.within_s) as scope:
             try:
+                failpoints.passed("worker.job.send")
                 await self._stream.send_all(encode_frame(message.job))
+                failpoints.passed("worker.job.sent")
                 answer = await self._receive()
             except (trio.BrokenResourceError, trio.ClosedResourceError, EOFError):
                 self._end("died")
@@ -124,6 +128,7 @@ class Worker(Actor):
         self.ref.shutdown()
 
     def _kill(self) -> None:
+        failpoints.passed("worker.kill")
         try:
             signal.pidfd_send_signal(self._pid_fd, signal.SIGKILL)
         except ProcessLookupError:

@@ -11,6 +11,7 @@ Invariant: a job is answered only after its commit is on disk, in the order of t
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 import threading
 from collections import deque
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, assert_never
 
+from ..actors import failpoints
 from ..actors.errors import ResourceExhausted
 from ..actors.threads import ThreadActor
 from .database import Damaged, Database, Record
@@ -104,6 +106,17 @@ class Pending:
             if not taken:
                 self.drain_sent = False
             return taken
+
+
+def reach(name: str) -> None:
+    """A failpoint whose error is the database's own, as SQLite would raise it."""
+    try:
+        failpoints.reach(name)
+    except OSError as error:
+        failed = sqlite3.OperationalError(str(error))
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        failed.sqlite_errorcode = sqlite3.SQLITE_FULL if full else sqlite3.SQLITE_IOERR
+        raise failed from error
 
 
 def is_databases_own(error: Exception) -> bool:
@@ -259,7 +272,9 @@ class Writer(ThreadActor):
                 events += transaction.events
             execute("RELEASE job")
         first_seq = self._trim(database, events)
+        reach("store.commit")
         execute("COMMIT")
+        failpoints.passed("store.committed")
         self._first_seq = first_seq
         if events:
             self._last_seq = events[-1].seq
