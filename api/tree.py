@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from ..actors.actor import Actor
 from ..runtime.ground import Ground
+from ..runtime.minder import Minder
 from ..runtime.recovery import Recoverer
 from ..runtime.shims import NAME as FORK_SERVER
 from ..runtime.shims import Shims
@@ -82,7 +83,9 @@ def host_tree(
             Strategy.ONE_FOR_ONE,
             OFTEN,
             [
-                ChildSpec(FORK_SERVER, Shims, name=FORK_SERVER),
+                ChildSpec(FORK_SERVER, Shims, args=(ground.state,), name=FORK_SERVER),
+                # Sees shims that are stopped, and has them replaced.
+                ChildSpec("minder", Minder, args=(ground,), name="minder"),
                 Tree(
                     "containers",
                     Strategy.REST_FOR_ONE,

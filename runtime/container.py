@@ -13,6 +13,7 @@ Standard library and cbor2 alone: the fork server preloads this file.
 import errno
 import json
 import os
+import select
 import shutil
 import signal
 import time
@@ -35,6 +36,7 @@ from ..storage import mounts
 from ..storage import syscalls as kernel
 from . import cgroup, oci, procfs
 from .memorywatch import MemoryWatch
+from .pins import Pins, slot
 from .poller import Poller
 from .process import (
     ExitRecord,
@@ -42,16 +44,17 @@ from .process import (
     Status,
     exit_status,
     remove_exit,
-    write_durable,
     write_exit,
 )
-from .pty import ConsoleSocket, Terminal
-from .runner import Runner
+from .pty import Terminal
+from .ptykeeper import PtyKeeper
+from .runner import Execution, Runner, read_pid
 from .stdio import Stdio, Streams
 
 DRAIN_WITHIN_S: Final = 0.5
 FREEZE_WITHIN_S: Final = 5.0
 GONE_WITHIN_S: Final = 5.0
+RUNTIME_WITHIN_S: Final = 120.0
 
 Emit = Callable[[Mapping[str, Any]], None]
 Sealed = Mapping[str, int]
@@ -60,22 +63,27 @@ Sealed = Mapping[str, int]
 class Container:
     """One container. Requests come from `Shim`, exits from the poller, events go to `emit`."""
 
-    def __init__(self, poller: Poller, bundle: str, sealed: Sealed, emit: Emit) -> None:
+    def __init__(self, poller: Poller, bundle: str, sealed: Sealed, emit: Emit, pins: Pins) -> None:
         """`sealed` maps the path of a runtime to a sealed memory file that holds it."""
         self.id = ""
         self.namespace = ""
         self.processes: dict[str, Process] = {}
         self.directories: dict[str, str] = {}
         self.paused = False
+        # Invariant: once saved, nothing but the removal is done with what the bundle holds.
+        self.removing = False
         self.bundle = bundle
         self._emit = emit
         self.poller = poller
         self.config: dict[str, Any] = {}
         self.runtime: oci.Runtime | None = None
-        self.runner = Runner(poller, bundle, sealed)
+        self.pins = pins
+        self.runner = Runner(poller, bundle, sealed, pins)
         self._memory: MemoryWatch | None = None
         self._deleting: set[str] = set()
         self._isolated = False
+        # What a dead shim began and we saw fail, by exec id: for `settle`.
+        self.failures: dict[str, str] = {}
 
     # --- from nothing to running
 
@@ -93,7 +101,7 @@ class Container:
             raise AlreadyExists(f'task "{id}": already exists')
         self.id, self.namespace = id, namespace
         process = self.processes[""] = Process(exec_id="", stdio=stdio, status=Status.CREATING)
-        pid_file = f"{self.bundle}/runtime.pid"
+        pid_file = self.pid_file("")
         try:
             self.runtime = self._make_runtime(options)
             self.config = self.read_config()
@@ -106,20 +114,40 @@ class Container:
                 failpoints.passed("shim.create.mounted")
             except OSError as error:
                 raise Unknown(f"failed to mount rootfs: {error}") from error
-            await self._make(
-                process,
+            console = self._make_stdio(process)
+            await self.runner.run(
+                self.chosen,
                 "create",
-                lambda console, log: self.chosen.create(id, self.bundle, pid_file, console, log),
+                lambda log: self.chosen.create(id, self.bundle, pid_file, console, log),
+                process.descriptors(),
                 within_s,
+                slot(""),
             )
-            self._claim(process, pid_file, Status.CREATED)
-            self.directories = cgroup.directories(process.pid)
-            self.watch_memory()
-            self.save()
+            await process.handed_over()
+            self.claim(process, pid_file)
+            self.created(process)
         except BaseException:
             await self.undo_create(process)
             raise
         return process.pid
+
+    def created(self, process: Process) -> None:
+        """The container is there, its first process claimed."""
+        self.directories = cgroup.directories(process.pid)
+        self.watch_memory()
+        self.save()
+        self._unlink("runtime.pid")
+
+    async def settle(self, exec_id: str, within_s: float) -> Process:
+        """Waits until what a dead shim began with a process is done, by us, or has failed."""
+        await self.poller.until(lambda: self._settled(exec_id), within_s)
+        if exec_id in self.failures:
+            raise Unknown(self.failures.pop(exec_id))
+        return self.find(exec_id)
+
+    def _settled(self, exec_id: str) -> bool:
+        process = self.processes.get(exec_id)
+        return process is None or process.status not in (Status.CREATING, Status.STARTING)
 
     async def start(self, exec_id: str, within_s: float) -> int:
         """Runs what was created."""
@@ -242,13 +270,19 @@ class Container:
         try:
             exit = await self._exit_for_delete(process)
             if exec_id:
+                self.processes.pop(exec_id, None)
+                self.save()
                 remove_exit(self.bundle, exec_id)
                 self._unlink(f"exec-{exec_id}.json")
+                self._unlink(f"exec-{exec_id}.pid")
+                process.release()
+                self.pins.drop(f"exec-{exec_id}.op")
             else:
-                await self._remove_all(within_s)
-            process.release()
-            self.processes.pop(exec_id, None)
-            self.save()
+                # From here on there is no way back: who adopts after us goes on with this.
+                self.removing = True
+                self.save()
+                await self.remove_all(within_s)
+                self.save()
         finally:
             self._deleting.discard(exec_id)
         return exit
@@ -283,6 +317,7 @@ class Container:
             "cgroups": self.directories,
             "processes": [process.told() for process in self.processes.values()],
             "runtime_spawns": self.runner.spawns,
+            "unpinned": self.pins.faults,
         }
 
     def on_orphan(self, pid: int, wait_status: int) -> None:
@@ -359,64 +394,69 @@ class Container:
 
     async def _start_exec(self, process: Process, within_s: float) -> None:
         exec_id = process.exec_id
-        pid_file = f"{self.bundle}/exec-{exec_id}.pid"
+        pid_file = self.pid_file(exec_id)
+        self._unlink(f"exec-{exec_id}.pid")
         process.status = Status.STARTING
         self.save()
         try:
-            await self._make(
-                process,
+            console = self._make_stdio(process)
+            execution = await self.runner.run_beside(
+                self.chosen,
                 "exec",
-                lambda console, log: self.chosen.exec(
+                lambda log: self.chosen.exec(
                     self.id, f"{self.bundle}/exec-{exec_id}.json", pid_file, console, log
                 ),
+                process.descriptors(),
                 within_s,
+                slot(exec_id),
+                pid_file,
             )
-            self._claim(process, pid_file, Status.RUNNING)
+            await process.handed_over()
         except BaseException:
+            if (pid := read_pid(pid_file)) > 0:  # it runs, but without its terminal
+                os.kill(pid, signal.SIGKILL)
+            process.release()
             process.status = Status.CREATED
             self.save()
             raise
+        pid = read_pid(pid_file)
+        self.claim_exec(process, pid, procfs.identity(pid))
         self.save()
+        self._unlink(f"exec-{exec_id}.pid")
+        self.poller.spawn(self._follow(process, execution))
 
-    async def _make(
-        self, process: Process, verb: str, words: Callable[[str, str], list[str]], within_s: float
-    ) -> None:
-        """Runs the runtime so that it makes `process`, with the process's stdio."""
-        console: ConsoleSocket | None = None
-        streams: Streams | None = None
-        try:
-            if process.stdio.terminal:
-                console = ConsoleSocket(self.bundle, f"console-{process.exec_id}.sock")
-                process.terminal = Terminal(self.poller, process.stdio)
-                streams = Streams(Stdio())
-            else:
-                streams = process.streams = Streams(process.stdio)
-            path = console.path if console is not None else ""
-            await self.runner.run(
-                self.chosen, verb, lambda log: words(path, log), streams.descriptors(), within_s
-            )
-            streams.handed_over()
-            if console is not None and process.terminal is not None:
-                process.terminal.attach(console.take())
-        except BaseException:
-            process.release()
-            if streams is not None:
-                streams.close()
-            raise
-        finally:
-            if console is not None:
-                console.close()
+    async def _follow(self, process: Process, execution: Execution) -> None:
+        """The end of an exec is that of the runtime, its parent."""
+        await execution.ended
+        if os.WIFSIGNALED(execution.wait_status) and _lives(process.pidfd):
+            return  # the runtime was killed, so that the process is our orphan, and child
+        self.ended(process, exit_status(execution.wait_status))
 
-    def _claim(self, process: Process, pid_file: str, status: Status) -> None:
-        """Takes the process that the runtime made; it may have ended already."""
+    def pid_file(self, exec_id: str) -> str:
+        """Where the OCI runtime writes the pid of what it has made."""
+        return f"{self.bundle}/{slot(exec_id)}.pid" if exec_id else f"{self.bundle}/runtime.pid"
+
+    def _make_stdio(self, process: Process) -> str:
+        """Opens a process's stdio; the path of the console socket when it has a terminal."""
+        stdio = Stdio() if process.stdio.terminal else process.stdio
+        process.streams = Streams(stdio, self.pins, slot(process.exec_id))
+        if not process.stdio.terminal:
+            return ""
+        process.terminal = self.terminal(process)
+        return process.terminal.begin()
+
+    def terminal(self, process: Process) -> Terminal:
+        """The terminal of a process, with nothing in it yet."""
+        name = slot(process.exec_id)
+        keeper = PtyKeeper(self.bundle, name)
+        return Terminal(self.poller, process.stdio, self.pins, keeper, name)
+
+    def claim(self, process: Process, pid_file: str) -> None:
+        """Takes the first process, which the runtime made; it may have ended already."""
         pid = int(Path(pid_file).read_text())
-        os.unlink(pid_file)
         process.identity = procfs.identity(pid) or procfs.Identity(pid, 0)
-        process.status = status
-        if not process.exec_id:
-            write_durable(
-                f"{self.bundle}/init.pid", f"{pid} {process.identity.start_time_ticks}\n".encode()
-            )
+        process.status = Status.CREATED
+        procfs.write_identity(f"{self.bundle}/init.pid", process.identity)
         exit = self.runner.claim(pid)
         if exit is not None:
             wait_status, at_ns = exit
@@ -424,6 +464,13 @@ class Container:
             self.poller.soon(lambda: self.ended(process, exit_status(wait_status), at_ns))
         else:
             process.pidfd = os.pidfd_open(pid)
+            self.pins.keep_process("init.pid", process.pidfd)
+
+    def claim_exec(self, process: Process, pid: int, identity: procfs.Identity | None) -> None:
+        """Takes a further process, whose end the runtime tells; no identity when it has ended."""
+        process.identity = identity or procfs.Identity(pid, 0)
+        process.pidfd = procfs.open_pidfd(process.identity)
+        process.status = Status.RUNNING
 
     def ended(
         self, process: Process, status: int, at_ns: int | None = None, lost: bool = False
@@ -444,8 +491,8 @@ class Container:
         if not process.exec_id:
             if self.directories and not oci.has_pid_namespace(self.config):
                 cgroup.kill(self.directories, signal.SIGKILL)
-            # The first process's exit is the last to be told.
-            others = [p for p in self.processes.values() if p is not process and p.ending]
+            # The first process's exit is the last to be told; the others end with it.
+            others = [p for p in self.processes.values() if p is not process and p.is_live]
             await self.poller.until(
                 lambda: all(p.status is Status.STOPPED for p in others), GONE_WITHIN_S
             )
@@ -456,10 +503,10 @@ class Container:
         process.status = Status.STOPPED
         if process.streams is not None:
             process.streams.finish(self.poller)
-        if process.pidfd is not None:
-            self.poller.unwatch(process.pidfd)
-            os.close(process.pidfd)
-            process.pidfd = None
+        for pidfd in (process.pidfd, process.waiter):
+            if pidfd is not None:
+                self.poller.unwatch(pidfd)
+        process.forget_pidfds()
         self.save()
         self._emit(
             {
@@ -471,8 +518,11 @@ class Container:
             }
         )
 
-    async def _remove_all(self, within_s: float) -> None:
-        """Leaves nothing of the container but its exit records."""
+    async def remove_all(self, within_s: float) -> None:
+        """Leaves nothing of the container but its exit records. May be done again.
+
+        Its first process stays known, so that a delete whose answer was lost is answered again.
+        """
         if self.paused:
             cgroup.set_frozen(self.directories, False)
             self.paused = False
@@ -493,26 +543,23 @@ class Container:
         failpoints.passed("shim.delete.bundle")
         self._forget_bundle()
         failpoints.passed("shim.delete.forgotten")
-        for process in list(self.processes.values()):
-            if process.exec_id:
-                process.release()
-                del self.processes[process.exec_id]
+        for process in self.processes.values():
+            process.release()
+        self.processes = {"": self.processes[""]}
+        self.pins.clear()
 
     def _forget_bundle(self) -> None:
         mounts.unmount_all(f"{self.bundle}/rootfs")
         for name in os.listdir(self.bundle):
-            if name.startswith(("exec-", "console-", "runtime")):
+            if name.startswith(("exec-", "init.", "runtime")):
                 self._unlink(name)
         shutil.rmtree(f"{self.bundle}/oci", ignore_errors=True)
-        self._unlink("init.pid")
 
     async def undo_create(self, process: Process) -> None:
         """After a create that failed, or whose shim died in it: nothing remains."""
         if process.pidfd is not None:
             signal.pidfd_send_signal(process.pidfd, signal.SIGKILL)
-        directories = cgroup.directories(read_pid(f"{self.bundle}/runtime.pid")) or dict(
-            self.directories
-        )
+        directories = cgroup.directories(read_pid(self.pid_file(""))) or dict(self.directories)
         runtime = self.runtime
         if runtime is not None and runtime.has_state(self.id):
             try:
@@ -530,6 +577,7 @@ class Container:
         process.release()
         self.directories = {}
         self.processes.clear()
+        self.pins.clear()
         self._forget_bundle()
         self.save()
 
@@ -553,6 +601,7 @@ class Container:
                 "namespace": self.namespace,
                 "cgroups": self.directories,
                 "paused": self.paused,
+                "removing": self.removing,
                 "runtime_spawns": self.runner.spawns,
                 "runtime": asdict(self.runtime) if self.runtime is not None else None,
                 "processes": [process.saved() for process in self.processes.values()],
@@ -568,18 +617,16 @@ class Container:
         failpoints.passed("shim.save.renamed")
 
     def _unlink(self, name: str) -> None:
-        try:
-            os.unlink(f"{self.bundle}/{name}")
-        except FileNotFoundError:
-            pass
+        Path(self.bundle, name).unlink(missing_ok=True)
 
 
-def read_pid(path: str) -> int:
-    """The pid in a pid file; 0, which is no process, when there is none."""
-    try:
-        return int(Path(path).read_text())
-    except (FileNotFoundError, ValueError):
-        return 0
+def _lives(pidfd: int | None) -> bool:
+    """Whether a process lives; its pidfd can be read once it has ended."""
+    if pidfd is None:
+        return False
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return not poll.poll(0)
 
 
 def _release(fifo: str) -> None:

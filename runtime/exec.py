@@ -40,6 +40,7 @@ from .records import (
     task_name,
 )
 from .shimclient import Exited, ProcessState, ShimClient
+from .shimlink import insist, ride_out
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -225,8 +226,22 @@ class Exec(Actor):
     async def _start(self, step: Start) -> int:
         state = next_state(self._record.state, step)
         self._task_must_run()
+        pid = await ride_out(
+            self._client,
+            self._start_in_shim,
+            self._id,
+            no_effect="created",
+            settle_within_s=self._ground.limits.runtime_within_s,
+        )
+        failpoints.passed("exec.start.started")
+        record = replace(self._record, state=state, pid=pid)
+        await self._ground.store.write(ledger.exec_started(record))
+        failpoints.passed("exec.start.recorded")
+        self._record = record
+        return pid
+
+    async def _start_in_shim(self, client: ShimClient) -> int:
         limits = self._ground.limits
-        client = await self._client()
         try:
             spec, stdio = self._record.spec, self._record.stdio
             failpoints.passed("exec.start.add")
@@ -234,13 +249,7 @@ class Exec(Actor):
         except AlreadyExists:
             pass  # an earlier start got this far
         failpoints.passed("exec.start.shim")
-        pid = await client.start(self._id, timeout_s=limits.runtime_within_s)
-        failpoints.passed("exec.start.started")
-        record = replace(self._record, state=state, pid=pid)
-        await self._ground.store.write(ledger.exec_started(record))
-        failpoints.passed("exec.start.recorded")
-        self._record = record
-        return pid
+        return await client.start(self._id, timeout_s=limits.runtime_within_s)
 
     def _task_must_run(self) -> None:
         found = self._ground.store.get(TASK, self._namespace, self._task_id)
@@ -260,8 +269,10 @@ class Exec(Actor):
             return  # there is no terminal yet, and no stdin of ours
         if isinstance(step, Resize) and not self._record.stdio.terminal:
             return  # containerd's clients ask it of any process
+        await insist(self._client, lambda client: self._forward_to(client, step))
+
+    async def _forward_to(self, client: ShimClient, step: Kill | Resize | CloseStdin) -> None:
         timeout_s = self._ground.limits.shim_within_s
-        client = await self._client()
         match step:
             case Kill():
                 failpoints.passed("exec.kill.shim")
@@ -278,10 +289,7 @@ class Exec(Actor):
         state = self._record.state
         next_state(state, step)
         try:
-            client = await self._client()
-            failpoints.passed("exec.delete.shim")
-            await client.delete(self._id, timeout_s=self._ground.limits.runtime_within_s)
-            failpoints.passed("exec.delete.deleted")
+            await insist(self._client, self._delete_from)
         except NotFound:
             pass  # the shim never heard of it, or an earlier delete got this far
         except Refusal:
@@ -291,6 +299,11 @@ class Exec(Actor):
         failpoints.passed("exec.delete.recorded")
         answer = self._record.exit or ExitRecord(pid=0, status=0, exited_at_ns=0)
         raise StopActor(NORMAL, answer=answer)
+
+    async def _delete_from(self, client: ShimClient) -> None:
+        failpoints.passed("exec.delete.shim")
+        await client.delete(self._id, timeout_s=self._ground.limits.runtime_within_s)
+        failpoints.passed("exec.delete.deleted")
 
     async def _learn(self, step: Started | Exited) -> None:
         """Tell the world what the shim says has happened."""

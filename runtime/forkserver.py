@@ -7,7 +7,7 @@ twenty. We end when the daemon's end of the socket closes; the shims live on. As
 the containers of shims that were killed, reap them, and remember how they ended, so that the shim
 which adopts them can tell.
 
-Run as `python -I -m holdfast.runtime.forkserver FD`. Standard library and cbor2 alone.
+Run as `python -I -m holdfast.runtime.forkserver FD STATE`. Standard library and cbor2 alone.
 """
 
 import gc
@@ -21,18 +21,24 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ..actors import failpoints
-from ..actors.errors import NotFound, Refusal, Unimplemented
+from ..actors.errors import NotFound, Refusal, Unavailable, Unimplemented
 from . import frames, oci, procfs, shim, syscalls
+from .vault import Vault, open_vault, teardown
 
 ORPHANS_MAX: Final = 4096
 READ_BYTES_MAX: Final = 65536
+LOCK_WITHIN_S: Final = 0.05
+LOCK_LOOK_S: Final = 0.001
 
 
 class ForkServer:
     """Serves one connection. `run` returns None at its end, or in a child the child's job."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, state: str = "") -> None:
         self._connection = connection
+        self._state = state
+        self._vault: Vault | None = None
+        self._no_vault = "it has no state directory"
         self._decoder = frames.Decoder()
         self._sealed: dict[str, int] = {}
         self._orphans: dict[procfs.Identity, tuple[int, int]] = {}
@@ -44,9 +50,16 @@ class ForkServer:
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         self._seal()
+        self._open_vault()
         gc.collect()
         gc.freeze()
-        self._send({"holdfast": frames.PROTOCOL_VERSION, "pid": os.getpid()})
+        self._send(
+            {
+                "holdfast": frames.PROTOCOL_VERSION,
+                "pid": os.getpid(),
+                "no_vault": "" if self._vault is not None else self._no_vault,
+            }
+        )
         while True:
             ready, _, _ = select.select([self._connection.fileno(), self._wake_read], [], [])
             if self._wake_read in ready:
@@ -55,6 +68,7 @@ class ForkServer:
             if self._connection.fileno() in ready:
                 data = self._connection.recv(READ_BYTES_MAX)
                 if not data:
+                    self._leave_vault()
                     return None
                 for request in self._decoder.feed(data):
                     job = self._take(request)
@@ -81,6 +95,7 @@ class ForkServer:
 
     def _fork(self, bundle: str, adopt: bool) -> tuple[int, shim.Job | None]:
         try:
+            lock = self._lock(bundle)
             listener = shim.listen(bundle)
         except FileNotFoundError as error:
             raise NotFound(f"bundle {bundle}: not found") from error
@@ -88,9 +103,12 @@ class ForkServer:
             failpoints.passed("fork_server.fork")
             pid = os.fork()
             if pid:
+                os.close(lock)
                 failpoints.passed("fork_server.forked")
                 self._shims.add(pid)
                 return pid, None
+            if self._vault is not None:
+                self._vault.unlock()
             signal.set_wakeup_fd(-1)
             os.close(self._wake_read)
             os.close(self._wake_write)
@@ -101,8 +119,32 @@ class ForkServer:
                 adopt=adopt,
                 sealed=self._sealed,
                 orphans=self._orphans,
+                vault=self._vault,
+                lock=lock,
             )
         return 0, job
+
+    def _lock(self, bundle: str) -> int:
+        """One that was killed a moment ago may still be about to let go."""
+        deadline_s = time.monotonic() + LOCK_WITHIN_S
+        while (lock := shim.lock_bundle(bundle)) is None:
+            if time.monotonic() > deadline_s:
+                raise Unavailable(f"bundle {bundle}: its shim lives")
+            time.sleep(LOCK_LOOK_S)
+        return lock
+
+    def _open_vault(self) -> None:
+        if self._state:
+            try:
+                self._vault = open_vault(self._state)
+            except OSError as error:
+                self._no_vault = str(error)
+
+    def _leave_vault(self) -> None:
+        """A vault that keeps nothing goes with us."""
+        unused = self._vault is not None and not any(map(_lives, self._shims))
+        if unused and self._vault is not None and not self._vault.pins():
+            teardown(self._state)
 
     def _seal(self) -> None:
         try:
@@ -134,6 +176,11 @@ class ForkServer:
         self._connection.sendall(frames.encode(message))
 
 
+def _lives(pid: int) -> bool:
+    found = procfs.stat(pid)
+    return found is not None and found.state != "Z"
+
+
 def main() -> None:
     """The program."""
     failpoints.enter("fork-server")
@@ -141,7 +188,7 @@ def main() -> None:
     syscalls.set_name("holdfast-fork")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # its life is the daemon's connection
-    job = ForkServer(socket.socket(fileno=int(sys.argv[1]))).run()
+    job = ForkServer(socket.socket(fileno=int(sys.argv[1])), *sys.argv[2:]).run()
     if job is not None:
         shim.main(job)
 

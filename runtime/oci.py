@@ -48,8 +48,8 @@ class Runtime:
         return self.command(log, *words, id)
 
     def exec(self, id: str, process: str, pid_file: str, console: str, log: str) -> list[str]:
-        """Runs a further process, which becomes an orphan, and ours."""
-        words = ["exec", "--detach", "--pid-file", pid_file, "--process", process]
+        """Runs a further process and waits for it: ends as it does."""
+        words = ["exec", "--pid-file", pid_file, "--process", process]
         if console:
             words += ["--tty", "--console-socket", console]
         return self.command(log, *words, id)
@@ -68,6 +68,20 @@ class Runtime:
     def has_state(self, id: str) -> bool:
         """Whether the runtime knows the container."""
         return os.path.exists(self.state_directory(id))
+
+    def made(self, id: str) -> procfs.Identity | None:
+        """The first process, as the runtime's own state tells it apart; None without a state."""
+        directory = self.state_directory(id)
+        for name, pid, start in (
+            ("status", "pid", "process-start-time"),
+            ("state.json", "init_process_pid", "init_process_start"),
+        ):
+            try:
+                state = parse(Path(directory, name).read_bytes(), name)
+                return procfs.Identity(int(state[pid]), int(state[start]))
+            except (FileNotFoundError, KeyError):
+                continue
+        return None
 
     def exec_fifo(self, id: str) -> str | None:
         """The FIFO that takes the byte which starts the container; None when this is not crun.

@@ -97,7 +97,7 @@ class Poller:
         self.soon(lambda: self.step(work))
 
     def step(self, work: Coroutine[Any, Any, None]) -> None:
-        """Runs a coroutine to its next wait. For `Event` alone."""
+        """Runs a coroutine to its next wait, now."""
         try:
             event: Event = work.send(None)
         except StopIteration:

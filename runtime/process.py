@@ -104,13 +104,17 @@ def _file_name(exec_id: str) -> str:
 
 @dataclass(slots=True, kw_only=True)
 class Process:
-    """One process. `pidfd` is open while it lives; `streams` or `terminal` while it has stdio."""
+    """One process. `pidfd` is open while it lives, `streams` and `terminal` while it has stdio.
+
+    `waiter` is, after an adoption, the pidfd of the OCI runtime that waits for a further process.
+    """
 
     exec_id: str
     stdio: Stdio
     status: Status
     identity: Identity | None = None
     pidfd: int | None = None
+    waiter: int | None = None
     streams: Streams | None = None
     terminal: Terminal | None = None
     # Invariant: set exactly when STOPPED.
@@ -137,6 +141,18 @@ class Process:
         if self.streams is not None:
             self.streams.close_input()
 
+    def descriptors(self) -> tuple[int, int, int]:
+        """What the OCI runtime is given as its own stdio."""
+        assert self.streams is not None
+        return self.streams.descriptors()
+
+    async def handed_over(self) -> None:
+        """The runtime has made the process, which has its stdio; Unavailable without terminal."""
+        if self.streams is not None:
+            self.streams.handed_over()
+        if self.terminal is not None:
+            await self.terminal.attach()
+
     def release(self) -> None:
         """Lets go of all descriptors."""
         if self.terminal is not None:
@@ -145,9 +161,14 @@ class Process:
         if self.streams is not None:
             self.streams.close()
             self.streams = None
-        if self.pidfd is not None:
-            os.close(self.pidfd)
-            self.pidfd = None
+        self.forget_pidfds()
+
+    def forget_pidfds(self) -> None:
+        """It has ended, or is nobody's any more."""
+        for pidfd in (self.pidfd, self.waiter):
+            if pidfd is not None:
+                os.close(pidfd)
+        self.pidfd = self.waiter = None
 
     def told(self) -> dict[str, Any]:
         """What a client is told of it."""
@@ -163,7 +184,7 @@ class Process:
 
     def saved(self) -> dict[str, Any]:
         """What the next shim needs, should we die."""
-        holder = self.streams or self.terminal
+        holder = self.terminal or self.streams
         return {
             "exec_id": self.exec_id,
             "stdio": asdict(self.stdio),

@@ -9,6 +9,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import syscalls
+
 STAT_STATE = 0
 STAT_PARENT = 1
 STAT_START_TIME = 19
@@ -69,6 +71,32 @@ def open_pidfd(process: Identity) -> int | None:
         os.close(pidfd)
         return None
     return pidfd
+
+
+def read_identity(path: str) -> Identity | None:
+    """A process as `write_identity` wrote it down; None where nothing whole is written."""
+    try:
+        pid, start_time_ticks = Path(path).read_text().split()
+        return Identity(int(pid), int(start_time_ticks))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def write_identity(path: str, process: Identity) -> None:
+    """Writes a process down, for as long as this boot lasts: it is not synced."""
+    Path(f"{path}.tmp").write_text(f"{process.pid} {process.start_time_ticks}\n")
+    os.rename(f"{path}.tmp", path)
+
+
+def ended(pidfd: int) -> int | None:
+    """How a process ended, whoever its parent is; None while it lives, or when nobody can know."""
+    found = syscalls.pidfd_exit(pidfd)
+    if found is not None:
+        return found
+    zombie = stat(syscalls.pidfd_pid(pidfd))
+    if zombie is not None and zombie.state == "Z":
+        return zombie.exit_code
+    return syscalls.pidfd_exit(pidfd)  # reaped while we looked
 
 
 def cgroup_paths(pid: int) -> dict[str, str]:

@@ -1,99 +1,88 @@
-"""The terminal: bytes between a pty's master and the client's FIFOs.
+"""Terminal stdio: the shim copies between a pty's master and the client's FIFOs.
 
-    stdin FIFO --> buffer --> master          master --> buffer --> stdout FIFO or file
+    stdin FIFO --> buffer --> master          master --> stdout FIFO, by splice
+                                              master --> buffer --> stdout file
 
-Each buffer is bounded: when the far side is full, the near side is not read, and whoever writes
-there waits. The poller never waits. Output ends when the master reads EIO, which is when the last
-process that had the terminal is gone, and when all of it is written; only then is the FIFO let go.
+What goes by splice is nowhere in between: our death loses and doubles nothing. Where the far side
+is full, the near side is not read, and whoever writes there waits. The poller never waits. Output
+ends when the master reads EIO, which is when the last process that had the terminal is gone; only
+then is the FIFO let go.
 
 Standard library alone: the fork server preloads this file.
 """
 
-import array
 import fcntl
 import os
 import select
-import socket
 import struct
 import termios
 
 from ..actors.errors import Unavailable
+from .pins import Pins
 from .poller import Callback, Event, Poller
+from .ptykeeper import PtyKeeper
 from .stdio import Input, Output, Stdio, is_fifo, open_file, output_path
 
-BUFFER_BYTES_MAX = 65536
-
-
-class ConsoleSocket:
-    """Where the OCI runtime sends the master of the terminal that it made."""
-
-    def __init__(self, directory: str, name: str) -> None:
-        self._file = f"{directory}/{name}"
-        self._directory = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        # A path in sockaddr_un ends at 108 bytes; by way of our descriptor every path is short.
-        self.path = f"/proc/{os.getpid()}/fd/{self._directory}/{name}"
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.setblocking(False)
-        self._socket.bind(self.path)
-        self._socket.listen(1)
-
-    def take(self) -> int:
-        """The master; call it once the runtime has ended well, for then it is here."""
-        try:
-            connection, _ = self._socket.accept()
-            with connection:
-                connection.setblocking(False)
-                space = socket.CMSG_SPACE(struct.calcsize("i"))
-                _, ancillary, _, _ = connection.recvmsg(4096, space, socket.MSG_CMSG_CLOEXEC)
-        except BlockingIOError as error:
-            raise Unavailable("the OCI runtime sent no terminal") from error
-        for level, kind, data in ancillary:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                return array.array("i", data)[0]
-        raise Unavailable("the OCI runtime sent no terminal")
-
-    def close(self) -> None:
-        """Removes the socket."""
-        self._socket.close()
-        os.close(self._directory)
-        try:
-            os.unlink(self._file)
-        except FileNotFoundError:
-            pass
+MOVED_BYTES_MAX = 65536
+MASTER_WITHIN_S = 5.0
+SPLICE_F_NONBLOCK = 2
 
 
 class Terminal:
     """One process's terminal. `drained` is set when no more output will come."""
 
-    def __init__(self, poller: Poller, stdio: Stdio) -> None:
+    def __init__(
+        self, poller: Poller, stdio: Stdio, pins: Pins, keeper: PtyKeeper, slot: str
+    ) -> None:
         """Opens the client's side; NotFound or InvalidArgument when something is wrong with it."""
         self.drained = Event(poller)
         self.input_closed = False
         self._poller = poller
+        self._keeper = keeper
         self._master: int | None = None
-        self._to_client = bytearray()
-        self._to_master = bytearray()
+        self._master_full = False
+        self._client_full = False
         self._input: Input | None = None
         self._output: Output | None = None
         self._file: int | None = None
         try:
             if stdio.stdin:
-                self._input = Input(stdio.stdin)
+                self._input = Input(stdio.stdin, pins, f"{slot}.0")
+                self._input.keep(os.O_RDWR)
             if stdio.stdout:
                 if "://" in stdio.stdout or not is_fifo(output_path(stdio.stdout)):
                     self._file = open_file(stdio.stdout)
                 else:
-                    self._output = Output(stdio.stdout)
+                    self._output = Output(stdio.stdout, pins, f"{slot}.1")
+                    self._output.keep()
                     os.set_blocking(self._output.writer, False)
         except BaseException:
             self.close()
             raise
 
-    def attach(self, master: int) -> None:
-        """Begins to copy."""
-        os.set_blocking(master, False)
-        self._master = master
-        self._watch()
+    def begin(self) -> str:
+        """Makes the keeper; the path of the socket at which the OCI runtime hands the master."""
+        return self._keeper.begin()
+
+    async def attach(self) -> None:
+        """Begins to copy, once the runtime has ended well; Unavailable when it sent no terminal."""
+        await self._poller.until(self._take, MASTER_WITHIN_S)
+        if self._master is None:
+            raise Unavailable("the OCI runtime sent no terminal")
+        self._go()
+        self._poller.step(self._keep())
+
+    def attach_again(self, input_closed: bool) -> bool:
+        """Goes on where a dead shim was; False when the terminal is lost with its keeper."""
+        if not self._take():
+            return False
+        if input_closed:
+            self.close_input()
+        self._go()
+        assert self._master is not None
+        self._keeper.renew(self._master)
+        self._poller.step(self._keep())
+        return True
 
     def resize(self, width: int, height: int) -> None:
         """Sets the size in characters; the processes in it are told by SIGWINCH."""
@@ -114,10 +103,7 @@ class Terminal:
 
     def close(self) -> None:
         """Lets go of all, now."""
-        self._to_client.clear()
-        self._close_master()
-        self._close_input()
-        self._end_output()
+        self._end()
         if self._output is not None:
             self._output.close()
 
@@ -126,19 +112,36 @@ class Terminal:
         if self._output is not None:
             await self._output.finish(self._poller)
 
+    def _take(self) -> bool:
+        self._master = self._keeper.take()
+        return self._master is not None
+
+    def _go(self) -> None:
+        assert self._master is not None
+        os.set_blocking(self._master, False)
+        self._watch()
+
+    async def _keep(self) -> None:
+        """Makes a keeper for each that dies before its time."""
+        while True:
+            await self._poller.child(self._keeper.pid)
+            if self._master is None:
+                return
+            self._keeper.renew(self._master)
+
     def _watch(self) -> None:
-        """Watches exactly what can go on; called after each change of a buffer."""
+        """Watches exactly what can go on; called after each move."""
         if self._master is not None:
-            events = select.EPOLLOUT if self._to_master else 0
-            if len(self._to_client) < BUFFER_BYTES_MAX:
-                events |= select.EPOLLIN
+            events = 0 if self._client_full else select.EPOLLIN
+            if self._master_full:
+                events |= select.EPOLLOUT
             self._set_watch(self._master, events, self._on_master)
-        if self._output is not None and self._output.writer >= 0:
-            events = select.EPOLLOUT if self._to_client else 0
-            self._set_watch(self._output.writer, events, self._on_output)
-        if self._input is not None and self._input.reader >= 0:
-            room = len(self._to_master) < BUFFER_BYTES_MAX
-            self._set_watch(self._input.reader, select.EPOLLIN if room else 0, self._on_input)
+            if self._output is not None:
+                events = select.EPOLLOUT if self._client_full else 0
+                self._set_watch(self._output.writer, events, self._on_output)
+            if self._input is not None and self._input.reader >= 0:
+                events = 0 if self._master_full else select.EPOLLIN
+                self._set_watch(self._input.reader, events, self._on_input)
 
     def _set_watch(self, descriptor: int, events: int, callback: Callback) -> None:
         # A hangup is told even when nothing is asked for: no interest means no watch.
@@ -148,77 +151,83 @@ class Terminal:
             self._poller.unwatch(descriptor)
 
     def _on_master(self, events: int) -> None:
-        assert self._master is not None
-        if self._to_master:
-            self._write(self._master, self._to_master)
-        if len(self._to_client) < BUFFER_BYTES_MAX:
-            try:
-                data = os.read(self._master, BUFFER_BYTES_MAX)
-            except BlockingIOError:
-                data = None
-            except OSError:  # EIO: the last process that had the terminal is gone
-                data = b""
-            if data == b"":
-                self._close_master()
-                self._close_input()
-            elif data is not None:
-                self._to_client += data
-        self._flush()
+        if self._master_full:
+            self._move_input()
+        if not self._client_full:
+            self._move_output()
+        self._watch()
 
     def _on_output(self, events: int) -> None:
-        self._flush()
-
-    def _flush(self) -> None:
-        if self._file is not None:
-            os.write(self._file, self._to_client)  # a disk: it does not wait for a reader
-            self._to_client.clear()
-        elif self._output is None:
-            self._to_client.clear()
-        elif self._to_client:
-            self._write(self._output.writer, self._to_client)
-        if self._master is None and not self._to_client:
-            self._end_output()
+        self._move_output()
         self._watch()
 
     def _on_input(self, events: int) -> None:
-        assert self._input is not None
-        try:
-            data = os.read(self._input.reader, BUFFER_BYTES_MAX)
-        except BlockingIOError:
-            return
-        if not data:  # every writer is gone, we too
-            self._close_input()
-            return
-        self._to_master += data
-        if self._master is not None:
-            self._write(self._master, self._to_master)
+        self._move_input()
         self._watch()
 
-    def _write(self, descriptor: int, buffer: bytearray) -> None:
-        try:
-            written = os.write(descriptor, buffer)
-        except BlockingIOError:
+    def _move_output(self) -> None:
+        if self._master is None:
             return
-        except OSError:  # EIO, EPIPE: nobody is there who could get it
-            written = len(buffer)
-        del buffer[:written]
+        self._client_full = False
+        try:
+            moved = self._move_from(self._master)
+        except BlockingIOError:
+            # Nothing to move, or no room for it: the far side tells which.
+            self._client_full = self._output is not None and not _ready(
+                self._output.writer, select.POLLOUT
+            )
+        except OSError:  # EIO: the last process that had the terminal is gone
+            self._end()
+        else:
+            if not moved:
+                self._end()
 
-    def _close_master(self) -> None:
-        if self._master is not None:
-            self._poller.unwatch(self._master)
-            os.close(self._master)
-            self._master = None
-        self._to_master.clear()
+    def _move_from(self, master: int) -> int:
+        if self._output is not None:
+            return os.splice(master, self._output.writer, MOVED_BYTES_MAX, flags=SPLICE_F_NONBLOCK)
+        data = os.read(master, MOVED_BYTES_MAX)
+        if self._file is not None:
+            os.write(self._file, data)  # a disk: it does not wait for a reader
+        return len(data)
+
+    def _move_input(self) -> None:
+        if self._master is None or self._input is None or self._input.reader < 0:
+            return
+        reader = self._input.reader
+        self._master_full = False
+        try:
+            moved = os.splice(reader, self._master, MOVED_BYTES_MAX, flags=SPLICE_F_NONBLOCK)
+        except BlockingIOError:
+            self._master_full = _ready(reader, select.POLLIN)
+        except OSError:  # EIO: nobody is there who could get it
+            self._close_input()
+        else:
+            if not moved:  # every writer is gone, we too
+                self._close_input()
 
     def _close_input(self) -> None:
+        self._master_full = False
         if self._input is not None:
             self._poller.unwatch(self._input.reader)
             self._input.close()
 
-    def _end_output(self) -> None:
+    def _end(self) -> None:
+        """No more output will come."""
+        if self._master is not None:
+            self._poller.unwatch(self._master)
+            os.close(self._master)
+            self._master = None
+        self._keeper.end()
+        self._close_input()
         if self._output is not None and self._output.writer >= 0:
             self._poller.unwatch(self._output.writer)
         if self._file is not None:
             os.close(self._file)
             self._file = None
         self.drained.set()
+
+
+def _ready(descriptor: int, events: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, events)
+    return any(told & events for _, told in poll.poll(0))

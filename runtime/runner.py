@@ -1,34 +1,65 @@
 """The runner: executes the OCI runtime for one container and says how it went.
 
 The runtime is a child of ours and is waited for by the poller, so that others are answered while it
-works or hangs; when it is too long about it, it is killed. A process that it makes becomes an
-orphan and thereby our child, which may have ended before its pid file is read: then its exit lies
-among the unclaimed until somebody claims it.
+works or hangs; when it is too long about it, it is killed. A first process becomes an orphan and
+thereby our child, which may have ended before its pid file is read: then its exit lies among the
+unclaimed until somebody claims it. A further process has the runtime as its parent, which waits for
+it and ends as it does.
+
+An execution that makes a process is gated: the child is pinned before it may become the runtime.
+It never runs unpinned, so that whoever comes after us finds either no pin, and nothing was done,
+or the pin, which tells the result.
 
 Standard library alone: the fork server preloads this file.
 """
 
+import json
 import os
+import select
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from pathlib import Path
+from typing import Final, NoReturn
 
 from ..actors import failpoints
 from ..actors.errors import Unknown
-from . import oci
-from .poller import Poller
+from . import oci, procfs, syscalls
+from .pins import Pins
+from .poller import Event, Poller
 
 SIGNALS_RESET: Final = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 
+RELEASED: Final = b"1"
+STATUS_NOT_RELEASED: Final = 125
+STATUS_NOT_EXECUTED: Final = 127
+KILLED_WITHIN_S: Final = 5.0
+WATCH_BYTES_MAX: Final = 65536
+
 Descriptors = tuple[int, int, int]
+
+
+class Execution:
+    """One run of the OCI runtime. `ended` is set when it is over, `wait_status` tells how."""
+
+    def __init__(self, poller: Poller, pid: int, verb: str, log: str) -> None:
+        self.pid = pid
+        self.log = log
+        self.ended = Event(poller)
+        self.wait_status = 0
+        self._verb = verb
+
+    def failure(self) -> str:
+        """Why it failed, once it has ended."""
+        return _failure(self._verb, self.log, self.wait_status)
 
 
 class Runner:
     """`sealed` maps the path of a runtime to a sealed memory file that holds the program."""
 
-    def __init__(self, poller: Poller, bundle: str, sealed: Mapping[str, int]) -> None:
+    def __init__(self, poller: Poller, bundle: str, sealed: Mapping[str, int], pins: Pins) -> None:
         self.spawns = 0
+        self._pins = pins
         self._bundle = bundle
         self._in_flight = 0
         self._poller = poller
@@ -42,43 +73,91 @@ class Runner:
         words: Callable[[str], list[str]],
         descriptors: Descriptors,
         within_s: float,
+        slot: str = "",
     ) -> None:
         """Runs a command line, which is given the path of its log, to its end.
 
-        Unknown, with the runtime's words, when it fails.
+        With a slot the execution is gated, and `result` tells a later shim of it. Unknown, with
+        the runtime's words, when it fails.
         """
-        self.spawns += 1
-        log = f"{self._bundle}/runtime-{self.spawns}.log"
-        failpoints.passed(f"shim.{verb}.spawn")
-        pid = self._execute(runtime, verb, words(log), descriptors)
-        failpoints.passed(f"shim.{verb}.spawned")
-        self._in_flight += 1
-        over = False
+        execution = self._begin(runtime, verb, words, descriptors, within_s, slot)
+        await execution.ended
+        failpoints.passed(f"shim.{verb}.done")
+        if execution.wait_status != 0:
+            raise Unknown(execution.failure())
 
-        def expire() -> None:
-            if over:
-                return
+    async def run_beside(
+        self,
+        runtime: oci.Runtime,
+        verb: str,
+        words: Callable[[str], list[str]],
+        descriptors: Descriptors,
+        within_s: float,
+        slot: str,
+        pid_file: str,
+    ) -> Execution:
+        """Runs a gated command line that goes on for as long as the process that it makes.
+
+        Returns when the pid file tells of that process, which has started then. Its end is that of
+        the execution, with the same status: who comes after us learns it from the one pin.
+        """
+        made = Event(self._poller)
+        watch = syscalls.watch_directory(self._bundle)
+
+        def look(events: int) -> None:
             try:
-                os.killpg(pid, signal.SIGKILL)
-            except ProcessLookupError:  # reaped in this very round
+                os.read(watch, WATCH_BYTES_MAX)
+            except BlockingIOError:
                 pass
+            if read_pid(pid_file):
+                made.set()
 
-        self._poller.later(within_s, expire)
+        self._poller.watch(watch, select.EPOLLIN, look)
         try:
-            status = await self._poller.child(pid)
-            over = True
-            failpoints.passed(f"shim.{verb}.done")
-            if status != 0:
-                text = oci.failure(log, status)
-                raise Unknown(f"OCI runtime {verb} failed: {text}: unknown")
+            execution = self._begin(runtime, verb, words, descriptors, within_s, slot, made)
+            await made
         finally:
-            self._in_flight -= 1
-            # After the coroutine that waited for this has had its turn.
-            self._poller.soon(self._forget)
-            try:
-                os.unlink(log)
-            except FileNotFoundError:
-                pass
+            self._poller.unwatch(watch)
+            os.close(watch)
+        failpoints.passed(f"shim.{verb}.done")
+        if not read_pid(pid_file):
+            await execution.ended
+            raise Unknown(execution.failure())
+        return execution
+
+    async def result(self, verb: str, slot: str, within_s: float, pid_file: str = "") -> int | None:
+        """Waits for the execution that a dead shim began in a slot; None when it began none.
+
+        With a pid file it is over when that is there. Unknown, as `run` would have raised it, when
+        the execution failed. It is killed when it takes longer. Its pidfd, which is the caller's.
+        """
+        pidfd = self._pins.open_process(f"{slot}.op")
+        if pidfd is None:
+            return None
+        log = self._log(slot)
+        try:
+
+            def over() -> bool:
+                made = bool(pid_file) and read_pid(pid_file) > 0
+                return made or procfs.ended(pidfd) is not None
+
+            if not await self._poller.until(over, within_s):
+                _kill(pidfd)
+                await self._poller.until(over, KILLED_WITHIN_S)
+            if pid_file and read_pid(pid_file):
+                return pidfd
+            status = procfs.ended(pidfd)
+            if status is not None and os.waitstatus_to_exitcode(status) == STATUS_NOT_RELEASED:
+                os.close(pidfd)
+                return None
+            if status:
+                raise Unknown(_failure(verb, log, status))
+        except BaseException:
+            os.close(pidfd)
+            raise
+        finally:
+            _unlink(log)
+        return pidfd
 
     async def run_plain(
         self,
@@ -106,19 +185,90 @@ class Runner:
         """The wait status and time of a process that ended before it was known; else None."""
         return self._unclaimed.pop(pid, None)
 
-    def _forget(self) -> None:
+    def _log(self, name: str) -> str:
+        return f"{self._bundle}/runtime-{name}.log"
+
+    def _begin(
+        self,
+        runtime: oci.Runtime,
+        verb: str,
+        words: Callable[[str], list[str]],
+        descriptors: Descriptors,
+        within_s: float,
+        slot: str = "",
+        made: Event | None = None,
+    ) -> Execution:
+        """Starts an execution; its time is over when it has ended, or `made` is set."""
+        self.spawns += 1
+        log = self._log(slot or str(self.spawns))
+        failpoints.passed(f"shim.{verb}.spawn")
+        if slot:
+            pid = self._execute_gated(runtime, words(log), descriptors, log, slot)
+        else:
+            pid = self._execute(runtime, verb, words(log), descriptors)
+        failpoints.passed(f"shim.{verb}.spawned")
+        self._in_flight += made is None
+        execution = Execution(self._poller, pid, verb, log)
+
+        def expire() -> None:
+            if not execution.ended.is_set and (made is None or not made.is_set):
+                os.killpg(pid, signal.SIGKILL)
+
+        self._poller.later(within_s, expire)
+        # At once: the child may be reaped in this very round.
+        self._poller.step(self._follow(execution, made))
+        return execution
+
+    async def _follow(self, execution: Execution, made: Event | None) -> None:
+        execution.wait_status = await self._poller.child(execution.pid)
+        execution.ended.set()
+        if made is not None:
+            made.set()
+        self._in_flight -= made is None
+        # After the coroutine that waited for this has had its turn.
+        self._poller.soon(lambda: self._poller.soon(lambda: self._forget(execution)))
+
+    def _forget(self, execution: Execution) -> None:
+        _unlink(execution.log)
         if not self._in_flight:
             self._unclaimed.clear()
+
+    def _execute_gated(
+        self,
+        runtime: oci.Runtime,
+        words: list[str],
+        descriptors: Descriptors,
+        log: str,
+        slot: str,
+    ) -> int:
+        gate, release = os.pipe2(os.O_CLOEXEC)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                os.close(release)
+                _wait_and_execute(gate, self._program(runtime), words, descriptors, log)
+            pidfd = os.pidfd_open(pid)
+            try:
+                self._pins.keep_process(f"{slot}.op", pidfd)
+            finally:
+                os.close(pidfd)
+            os.write(release, RELEASED)
+        finally:
+            os.close(gate)
+            os.close(release)
+        return pid
+
+    def _program(self, runtime: oci.Runtime) -> str:
+        sealed = self._sealed.get(runtime.program)
+        return runtime.program if sealed is None else f"/proc/self/fd/{sealed}"
 
     def _execute(
         self, runtime: oci.Runtime, verb: str, words: list[str], descriptors: Descriptors
     ) -> int:
-        sealed = self._sealed.get(runtime.program)
-        program = runtime.program if sealed is None else f"/proc/self/fd/{sealed}"
         actions = [(os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in enumerate(descriptors)]
         try:
             return os.posix_spawn(
-                program,
+                self._program(runtime),
                 words,
                 os.environ,
                 file_actions=actions,
@@ -129,3 +279,52 @@ class Runner:
             )
         except OSError as error:
             raise Unknown(f"OCI runtime {verb} failed: {error}: unknown") from error
+
+
+def _failure(verb: str, log: str, wait_status: int) -> str:
+    return f"OCI runtime {verb} failed: {oci.failure(log, wait_status)}: unknown"
+
+
+def _unlink(path: str) -> None:
+    Path(path).unlink(missing_ok=True)
+
+
+def _kill(pidfd: int) -> None:
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def read_pid(path: str) -> int:
+    """The pid in a pid file; 0, which is no process, when there is none."""
+    try:
+        return int(Path(path).read_text())
+    except (FileNotFoundError, ValueError):
+        return 0
+
+
+def _wait_and_execute(
+    gate: int, program: str, words: list[str], descriptors: Descriptors, log: str
+) -> NoReturn:
+    """What the gated child does. When we die before we release it, it ends without a trace."""
+    try:
+        signal.set_wakeup_fd(-1)
+        os.setpgid(0, 0)
+        for number in SIGNALS_RESET:
+            if signal.getsignal(number) is not signal.SIG_DFL:
+                signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        if os.read(gate, 1) != RELEASED:
+            os._exit(STATUS_NOT_RELEASED)
+        # Copies first: a target may be another's source.
+        copies = [os.dup(descriptor) for descriptor in descriptors]
+        for theirs, ours in enumerate(copies):
+            os.dup2(ours, theirs)
+            os.close(ours)
+        os.execv(program, words)
+    except BaseException as error:
+        with open(log, "a") as lines:
+            lines.write(json.dumps({"level": "error", "msg": str(error)}) + "\n")
+    finally:
+        os._exit(STATUS_NOT_EXECUTED)

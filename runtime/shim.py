@@ -6,10 +6,12 @@ which requests came; a fault in one is told to its caller and kept in the bundle
 
     <bundle>/shim.sock    where it listens       <bundle>/shim.json    what the next shim needs
     <bundle>/init.pid     pid and start time     <bundle>/exits/       one record per exit
+    <bundle>/shim.lock    ours while we live; whose it is, by pid and start time
 
 Standard library and cbor2 alone: the fork server preloads this file and forks.
 """
 
+import fcntl
 import itertools
 import os
 import select
@@ -24,16 +26,18 @@ from typing import Any, Final
 from ..actors import failpoints
 from ..actors.errors import FailedPrecondition, InvalidArgument, Refusal, Unimplemented
 from ..storage.mounts import Mount
-from . import frames, syscalls
+from . import frames, procfs, syscalls
 from .adoption import Orphans, adopt
-from .container import Container, Sealed
+from .container import RUNTIME_WITHIN_S, Container, Sealed
+from .pins import Pins
 from .poller import Poller
 from .stdio import Stdio
+from .vault import Vault
 
 SOCKET_NAME: Final = "shim.sock"
+LOCK_NAME: Final = "shim.lock"
 READ_BYTES_MAX: Final = 65536
 UNSENT_BYTES_MAX: Final = 2 * frames.FRAME_BYTES_MAX
-RUNTIME_WITHIN_S: Final = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +45,7 @@ class Job:
     """What a forked shim begins with. Made by the fork server.
 
     `listener` listens already. `orphans` are exits of processes that other shims left behind.
+    `lock` is the bundle's, which is ours until our end.
     """
 
     bundle: str
@@ -48,6 +53,8 @@ class Job:
     adopt: bool
     sealed: Sealed
     orphans: Orphans
+    vault: Vault | None
+    lock: int
 
 
 def listen(bundle: str) -> socket.socket:
@@ -69,6 +76,20 @@ def listen(bundle: str) -> socket.socket:
     finally:
         os.close(directory)
     return listener
+
+
+def lock_bundle(bundle: str) -> int | None:
+    """The bundle's lock, which one shim holds for its life; None while another has it.
+
+    It goes with the descriptor and its copies. Whose it is stands in it: pid and start time.
+    """
+    lock = os.open(f"{bundle}/{LOCK_NAME}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    return lock
 
 
 class Client:
@@ -147,7 +168,8 @@ class Shim:
         self.clients: set[Client] = set()
         self._bundle = job.bundle
         self._listener = job.listener
-        self._container = Container(self.poller, job.bundle, job.sealed, self._emit)
+        pins = Pins(job.vault, job.bundle)
+        self._container = Container(self.poller, job.bundle, job.sealed, self._emit, pins)
         self._operations: dict[int, tuple[str, float]] = {}
         self._numbers = itertools.count()
         self.poller.watch(job.listener.fileno(), select.EPOLLIN, self._accept)
@@ -202,6 +224,9 @@ class Shim:
                     within_s=within_s,
                 )
                 return {"pid": pid}
+            case "settle":
+                settled = await container.settle(exec_id, within_s)
+                return {"pid": settled.pid, "status": settled.told()["status"]}
             case "start":
                 return {"pid": await container.start(exec_id, within_s)}
             case "exec":
@@ -276,6 +301,9 @@ def main(job: Job) -> None:
     syscalls.set_name("holdfast-shim")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # it ends when it is asked to, or by SIGKILL
+    ours = procfs.identity(os.getpid())
+    assert ours is not None
+    os.pwrite(job.lock, f"{ours.pid} {ours.start_time_ticks}\n".ljust(40).encode(), 0)
     try:
         Shim(job).run()
     except Exception:

@@ -120,13 +120,18 @@ class ForkServer(Connection):
     process: subprocess.Popen[bytes]
 
     @classmethod
-    async def start(cls, *, timeout_s: float = CONNECT_TIMEOUT_S * 4) -> Self:
-        """Starts the program and waits until it can fork."""
+    async def start(
+        cls, state: Path | None = None, *, timeout_s: float = CONNECT_TIMEOUT_S * 4
+    ) -> Self:
+        """Starts the program and waits until it can fork. The vault is in the state directory."""
         ours, theirs = socket.socketpair()
         with theirs:
             failpoints.reach("fork_server.spawn")
             process = subprocess.Popen(  # noqa: ASYNC220 - a fork, not a wait
-                [sys.executable, "-I", "-m", "holdfast.runtime.forkserver", str(theirs.fileno())],
+                [
+                    *(sys.executable, "-I", "-m", "holdfast.runtime.forkserver"),
+                    *(str(theirs.fileno()), str(state or "")),
+                ],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
@@ -147,6 +152,11 @@ class ForkServer(Connection):
     def pid(self) -> int:
         """The fork server's process id."""
         return self.process.pid
+
+    @property
+    def no_vault(self) -> str:
+        """Why this host has no vault; empty when it has one."""
+        return str(self.hello.get("no_vault", ""))
 
     async def spawn_shim(
         self, bundle: Path, *, adopt: bool = False, timeout_s: float = CALL_TIMEOUT_S
@@ -247,6 +257,17 @@ class ShimClient(Connection):
         """Runs what was created; gives the pid. The Exited event never comes before the answer."""
         answer = await self.call("start", timeout_s=timeout_s, exec_id=exec_id, within_s=timeout_s)
         return int(answer["pid"])
+
+    async def settle(
+        self, exec_id: str = "", *, timeout_s: float = RUNTIME_TIMEOUT_S
+    ) -> tuple[int, str]:
+        """After the connection was lost over a create or start: its outcome, once it has one.
+
+        The process's pid and status (`created`: the start had no effect); what made it fail is
+        raised as it would have been, NotFound when there is no such process.
+        """
+        answer = await self.call("settle", timeout_s=timeout_s, exec_id=exec_id, within_s=timeout_s)
+        return int(answer["pid"]), str(answer["status"])
 
     async def exec(
         self, exec_id: str, spec: bytes, stdio: Stdio, *, timeout_s: float = CALL_TIMEOUT_S

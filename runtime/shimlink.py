@@ -5,21 +5,82 @@
                                     +--+ with growing pauses, the reason in sight
 
 When the connection is lost, the link connects anew; when nothing listens, the shim is dead, and
-the fork server is asked for one that adopts what the dead one left. A shim that listens and does
-not answer is hung, not dead: it is not replaced, only its own task waits.
+the fork server is asked for one that adopts what the dead one left. A shim holds nothing that the
+kernel and the bundle do not hold too, so that one which is stopped is ended and replaced like a
+dead one: `look` does that, which the minder calls for every link.
 """
 
+import os
+import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+import structlog
 import trio
 
-from ..actors.errors import Refusal, Unavailable
+from ..actors.errors import NotFound, Refusal, Unavailable
+from . import procfs
+from .shim import LOCK_NAME
 from .shimclient import ShimClient, ShimEvent, ShimState
+
+R = TypeVar("R")
 
 PAUSE_FIRST_S = 0.02
 PAUSE_MAX_S = 2.0
+STOPPED = "Tt"
+"""The states of a process that a signal or a debugger has stopped: proc_pid_stat(5)."""
+LASTED_S = 0.05
+"""A connection that lasted so long is made anew at once."""
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+async def ride_out(
+    connect: Callable[[], Awaitable[ShimClient]],
+    begin: Callable[[ShimClient], Awaitable[int]],
+    exec_id: str = "",
+    *,
+    no_effect: str = "",
+    settle_within_s: float,
+) -> int:
+    """Makes or starts a process, whatever becomes of the shim meanwhile; gives its pid.
+
+    `begin` asks a shim for it. When that shim dies, the next one, which `connect` gives, is asked
+    what has come of it, and for the thing itself only when it never began: when there is no such
+    process, or one with the status `no_effect`. Refusals are a shim's, or those of `connect`.
+    """
+    begun = False
+    while True:
+        client = await connect()
+        try:
+            if not begun:
+                return await begin(client)
+            pid, status = await client.settle(exec_id, timeout_s=settle_within_s)
+            if status != no_effect:
+                return pid
+            begun = False
+        except NotFound:
+            if not begun:
+                raise
+            begun = False
+        except Unavailable:
+            if not client.closed.is_set():
+                raise
+            begun = True
+
+
+async def insist(
+    connect: Callable[[], Awaitable[ShimClient]], ask: Callable[[ShimClient], Awaitable[R]]
+) -> R:
+    """Asks a shim for what may be done twice, and the next one when the shim dies over it."""
+    while True:
+        client = await connect()
+        try:
+            return await ask(client)
+        except Unavailable:
+            if not client.closed.is_set():
+                raise
 
 
 class SpawnShim(Protocol):
@@ -43,6 +104,9 @@ class ShimLink:
         """The bundle is gone, so that no shim can be adopted, ever."""
         self.why_down = "not yet connected"
         """Why there is no connection; for refusals and whoever looks at the tree."""
+        self.replaced = 0
+        """How many shims that were stopped were ended."""
+        self._stopped: procfs.Identity | None = None
 
     @property
     def shim_pid(self) -> int | None:
@@ -51,7 +115,7 @@ class ShimLink:
 
     async def client(self, within_s: float) -> ShimClient:
         """The connected client; Unavailable with the reason when there is none in time."""
-        client = self._client
+        client = self._live()
         if client is None:
             with trio.move_on_after(within_s):
                 client = await self.client_or_end()
@@ -59,11 +123,48 @@ class ShimLink:
             raise Unavailable(f"shim of {self._bundle.name}: {self.why_down}")
         return client
 
+    def describe(self) -> str:
+        """What the shim is about, for whoever looks at the tree; empty when all is well."""
+        told = [self.why_down] if self.why_down else []
+        if self.replaced:
+            told.append(f"{self.replaced} stopped shims were replaced")
+        return ", ".join(told)
+
+    def look(self) -> None:
+        """Looks whether the shim is stopped; one that was so at the last look too is ended."""
+        shim = procfs.read_identity(f"{self._bundle}/{LOCK_NAME}")
+        found = None if shim is None else procfs.stat(shim.pid)
+        if shim is None or found is None or found.start_time_ticks != shim.start_time_ticks:
+            return
+        if found.state not in STOPPED:
+            if self._stopped is not None:
+                self._stopped = None
+                self.why_down = "" if self._client is not None else self.why_down
+            return
+        self.why_down = f"shim {shim.pid} is stopped"
+        if self._stopped != shim:
+            self._stopped = shim
+            log.warning("shim.stopped", bundle=self._bundle.name, pid=shim.pid)
+            return
+        pidfd = procfs.open_pidfd(shim)
+        if pidfd is not None:
+            log.warning("shim.replaced", bundle=self._bundle.name, pid=shim.pid)
+            self.replaced += 1
+            self._stopped = None
+            try:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            finally:
+                os.close(pidfd)
+
     async def client_or_end(self) -> ShimClient | None:
         """The connected client, whenever that is; None when there will be none any more."""
-        while self._client is None and not self.ended and not self.bundle_lost:
+        while (client := self._live()) is None and not self.ended and not self.bundle_lost:
             await self._changed.wait()
-        return self._client
+        return client
+
+    def _live(self) -> ShimClient | None:
+        """The client, unless its connection was lost, which `keep_up` is about to see."""
+        return None if self._client is None or self._client.closed.is_set() else self._client
 
     async def keep_up(
         self,
@@ -105,14 +206,16 @@ class ShimLink:
                 if fresh or self.bundle_lost:
                     return
             else:
+                since_s = trio.current_time()
                 told = await self._serve(client, on_event, None if fresh else on_seen)
                 if told:
-                    pause_s = PAUSE_FIRST_S
                     self._set(None, "connection lost")
+                if told and trio.current_time() - since_s > LASTED_S:
+                    pause_s = 0.0
             fresh = False
             if not self.ended:
                 await trio.sleep(pause_s)
-                pause_s = min(pause_s * 2, PAUSE_MAX_S)
+                pause_s = min(max(pause_s * 2, PAUSE_FIRST_S), PAUSE_MAX_S)
 
     async def end(self) -> None:
         """Close the connection for good; the shim is not asked to end."""

@@ -54,8 +54,9 @@ async def spawn_shim(bundle: Path, /, *, adopt: bool = False) -> int:
 class Shims(Actor):
     """Owns the fork server's process and connection."""
 
-    def __init__(self) -> None:
+    def __init__(self, state: Path | None = None) -> None:
         super().__init__()
+        self._state = state
         self._server: ForkServer | None = None
         self._started = trio.Event()
 
@@ -70,7 +71,7 @@ class Shims(Actor):
         return self._server
 
     async def _run(self) -> None:
-        server = self._server = await ForkServer.start()
+        server = self._server = await ForkServer.start(self._state)
         self._started.set()
         try:
             await server.run()

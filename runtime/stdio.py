@@ -7,16 +7,22 @@ well, so that the container sees neither EOF nor SIGPIPE while the client is awa
     stdout  our read end is closed when the process has ended. Our write end stays until a reader
             is there, for a FIFO without any open end forgets what is in it; then EOF comes
 
+What we hold is pinned in the vault too, so that it holds when we are killed.
+
 Standard library alone: the fork server preloads this file.
 """
 
+import array
+import fcntl
 import os
 import select
 import stat
+import termios
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
 from ..actors.errors import InvalidArgument, NotFound, Unimplemented
+from .pins import Pins
 from .poller import Poller
 
 READER_POLL_FIRST_S = 0.005
@@ -36,18 +42,27 @@ class Stdio:
 class Input:
     """Our hold on a FIFO that is a process's stdin."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, pins: Pins, name: str) -> None:
+        """`name` is that of its pin, which `keep` makes."""
         # A reader first: then neither end's open waits for the other.
         self.reader = _open(path, os.O_RDONLY | os.O_NONBLOCK)
+        self._path = path
+        self._pins = pins
+        self._name = name
         try:
             self._writer: int | None = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         except BaseException:
             os.close(self.reader)
             raise
 
+    def keep(self, flags: int = os.O_WRONLY) -> None:
+        """Pins a writing end: our death is no EOF. With O_RDWR also what nobody has read yet."""
+        self._pins.keep_fifo(self._name, self._path, flags)
+
     def close_writer(self) -> None:
         """Lets EOF come once the client has closed its end."""
         if self._writer is not None:
+            self._pins.drop(self._name)
             os.close(self._writer)
             self._writer = None
 
@@ -66,14 +81,21 @@ class Input:
 class Output:
     """Our hold on a FIFO that is a process's stdout or stderr."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, pins: Pins, name: str) -> None:
+        """`name` is that of its pin, which `keep` makes."""
         self._path = path
+        self._pins = pins
+        self._name = name
         self._reader: int | None = _open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
             self.writer = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         except BaseException:
             os.close(self._reader)
             raise
+
+    def keep(self) -> None:
+        """Pins both ends: our death is no SIGPIPE, and no loss of what nobody has read yet."""
+        self._pins.keep_fifo(self._name, self._path, os.O_RDWR)
 
     def has_reader(self) -> bool:
         """Whether anyone can read, we or another."""
@@ -84,6 +106,10 @@ class Output:
     async def finish(self, poller: Poller) -> None:
         """After the process's end: lets EOF come as soon as there is a reader for it."""
         if self._reader is not None:
+            if _waiting_bytes(self._reader):
+                # A pin that is no reader takes over: a client is told from us again.
+                self._pins.keep_fifo(f"{self._name}e", self._path, os.O_WRONLY)
+            self._pins.drop(self._name)
             os.close(self._reader)
             self._reader = None
         pause_s = READER_POLL_FIRST_S
@@ -99,6 +125,7 @@ class Output:
             os.close(self._reader)
             self._reader = None
         if self.writer >= 0:
+            self._pins.drop(self._name, f"{self._name}e")
             os.close(self.writer)
             self.writer = -1
 
@@ -106,16 +133,22 @@ class Output:
 class Streams:
     """The stdio of one process without a terminal."""
 
-    def __init__(self, stdio: Stdio) -> None:
-        """Opens all that `stdio` names; NotFound or InvalidArgument when something is wrong."""
+    def __init__(self, stdio: Stdio, pins: Pins, slot: str) -> None:
+        """Opens all that `stdio` names; NotFound or InvalidArgument when something is wrong.
+
+        What are FIFOs is pinned, in the slot.
+        """
         self.input: Input | None = None
         self.outputs: list[Output] = []
         self.input_closed = False
+        self._pins = pins
+        self._slot = slot
         self._handed: list[int] = []
         try:
             self._handed.append(self._open_input(stdio.stdin))
-            for uri in (stdio.stdout, stdio.stderr):
-                self._handed.append(self._open_output(uri))
+            for number, uri in ((1, stdio.stdout), (2, stdio.stderr)):
+                self._handed.append(self._open_output(uri, number))
+            self._keep()
         except BaseException:
             self.close()
             raise
@@ -155,37 +188,44 @@ class Streams:
             output.close()
 
     @classmethod
-    def again(cls, stdio: Stdio, input_closed: bool) -> "Streams":
+    def again(cls, stdio: Stdio, input_closed: bool, pins: Pins, slot: str) -> "Streams":
         """Holds the FIFOs of a process that has its ends already: for a shim that adopts it."""
-        self = cls(Stdio())
+        self = cls(Stdio(), pins, slot)
         self.handed_over()
+        self.input_closed = input_closed
         try:
             if stdio.stdin and not input_closed and is_fifo(stdio.stdin):
-                self.input = Input(stdio.stdin)
+                self.input = Input(stdio.stdin, pins, f"{slot}.0")
                 self.input.close_reader()
-            for uri in (stdio.stdout, stdio.stderr):
+            for number, uri in ((1, stdio.stdout), (2, stdio.stderr)):
                 if uri and is_fifo(output_path(uri)):
-                    self.outputs.append(Output(output_path(uri)))
+                    self.outputs.append(Output(output_path(uri), pins, f"{slot}.{number}"))
         except (NotFound, InvalidArgument):
             pass  # its client took a FIFO away: nobody will read
         return self
+
+    def _keep(self) -> None:
+        if self.input is not None:
+            self.input.keep()
+        for output in self.outputs:
+            output.keep()
 
     def _open_input(self, path: str) -> int:
         if not path:
             return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         if not is_fifo(path):
             return _open(path, os.O_RDONLY)
-        self.input = Input(path)
+        self.input = Input(path, self._pins, f"{self._slot}.0")
         # An open file of its own: O_NONBLOCK is a trait of the open file, not of the descriptor.
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
-    def _open_output(self, uri: str) -> int:
+    def _open_output(self, uri: str, number: int) -> int:
         if not uri:
             return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         path = output_path(uri)
         if "://" in uri or not is_fifo(path):
             return open_file(uri)
-        self.outputs.append(Output(path))
+        self.outputs.append(Output(path, self._pins, f"{self._slot}.{number}"))
         return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
 
 
@@ -218,6 +258,13 @@ def is_fifo(path: str) -> bool:
         return stat.S_ISFIFO(os.stat(path).st_mode)
     except FileNotFoundError as error:
         raise NotFound(f"stdio {path}: not found") from error
+
+
+def _waiting_bytes(reader: int) -> int:
+    """How many bytes in a FIFO nobody has read yet."""
+    count = array.array("i", [0])
+    fcntl.ioctl(reader, termios.FIONREAD, count)
+    return count[0]
 
 
 def _open(path: str, flags: int) -> int:

@@ -7,8 +7,9 @@ or says what its answer means. Standard library alone: the fork server preloads 
 import ctypes
 import fcntl
 import os
+import platform
 import struct
-from typing import Final
+from typing import Any, Final
 
 PR_SET_NAME: Final = 15
 PR_SET_CHILD_SUBREAPER: Final = 36
@@ -20,7 +21,26 @@ PIDFD_INFO: Final = struct.Struct("=QQ11Ii")
 PIDFD_INFO_EXIT: Final = 8
 PIDFD_GET_INFO: Final = (3 << 30) | (PIDFD_INFO.size << 16) | (0xFF << 8) | 11
 
-_libc = ctypes.CDLL(None, use_errno=True)
+TIOCGPTN: Final = 0x80045430
+
+IN_COMPLETE: Final = 0x08 | 0x80  # closed after a write, or moved to its name
+
+# The calls of before 2011 have other numbers on each machine; the rest of them share one table.
+_PIVOT_ROOT: Final = 155 if platform.machine() == "x86_64" else 41
+_PIDFD_GETFD: Final = 438
+
+_libc: Any = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+def _syscall(number: int, *arguments: int | bytes) -> int:
+    # A bare int is passed as 32 bits, which leaves the upper half of a register undefined.
+    words = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
+    result: int = _libc.syscall(ctypes.c_long(number), *words)
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), f"system call {number}")
+    return result
 
 
 def _prctl(option: int, argument: int) -> None:
@@ -51,6 +71,55 @@ def pidfd_exit(pidfd: int) -> int | None:
         return None
     fields = PIDFD_INFO.unpack(buffer)
     return int(fields[-1]) if fields[0] & PIDFD_INFO_EXIT else None
+
+
+def pidfds_tell_exits() -> bool:
+    """Whether this kernel tells by a pidfd how a process ended that was reaped."""
+    child = os.fork()
+    if child == 0:
+        os._exit(7)
+    pidfd = os.pidfd_open(child)
+    try:
+        os.waitpid(child, 0)
+        return pidfd_exit(pidfd) == 7 << 8
+    finally:
+        os.close(pidfd)
+
+
+def pidfd_pid(pidfd: int) -> int:
+    """The pid of a process; not above 0 once it was reaped."""
+    with open(f"/proc/self/fdinfo/{pidfd}") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("Pid:"))
+
+
+def pidfd_getfd(pidfd: int, descriptor: int) -> int:
+    """A duplicate, close-on-exec, of another process's descriptor."""
+    return _syscall(_PIDFD_GETFD, pidfd, descriptor, 0)
+
+
+def is_pty_master(descriptor: int) -> bool:
+    """Whether this is the master of a pseudo-terminal."""
+    try:
+        fcntl.ioctl(descriptor, TIOCGPTN, bytes(4))
+    except OSError:
+        return False
+    return True
+
+
+def watch_directory(path: str) -> int:
+    """An inotify descriptor, not blocking, that is readable when a file in there is complete."""
+    watch = int(_libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK))
+    if watch < 0 or _libc.inotify_add_watch(watch, os.fsencode(path), IN_COMPLETE) < 0:
+        number = ctypes.get_errno()
+        if watch >= 0:
+            os.close(watch)
+        raise OSError(number, os.strerror(number), path)
+    return watch
+
+
+def pivot_root(new: str, old: str) -> None:
+    """pivot_root(2): `new` becomes the root of this mount namespace, `old` shows what was it."""
+    _syscall(_PIVOT_ROOT, os.fsencode(new), os.fsencode(old))
 
 
 def sealed_copy(path: str) -> int:

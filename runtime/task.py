@@ -59,7 +59,7 @@ from .records import (
     task_name,
 )
 from .shimclient import Exited, OutOfMemory, RuntimeOptions, ShimClient, ShimEvent, ShimState
-from .shimlink import ShimLink
+from .shimlink import ShimLink, insist, ride_out
 
 SIGKILL = 9
 CLEANUP_WITHIN_S = 15.0
@@ -332,15 +332,10 @@ class Task(Actor):
         try:
             await trio.to_thread.run_sync(make_bundle, self._bundle, step.config)
             self.spawn_task(self._keep_link, True)
-            client = await self._link.client(limits.attach_within_s + 1.0)
-            failpoints.reach("task.create.shim")
-            pid = await client.create(
-                id=self._id,
-                namespace=self._namespace,
-                rootfs=self._record.rootfs,
-                stdio=self._record.stdio,
-                options=RuntimeOptions(**self._record.options),
-                timeout_s=limits.runtime_within_s,
+            pid = await ride_out(
+                lambda: self._link.client(limits.attach_within_s + 1.0),
+                self._create_in_shim,
+                settle_within_s=limits.runtime_within_s,
             )
         except (Refusal, OSError) as error:
             await self._clean_up()
@@ -357,12 +352,27 @@ class Task(Actor):
         self._record = record
         return pid
 
+    async def _create_in_shim(self, client: ShimClient) -> int:
+        failpoints.reach("task.create.shim")
+        return await client.create(
+            id=self._id,
+            namespace=self._namespace,
+            rootfs=self._record.rootfs,
+            stdio=self._record.stdio,
+            options=RuntimeOptions(**self._record.options),
+            timeout_s=self._ground.limits.runtime_within_s,
+        )
+
     async def _start(self, step: Start) -> int:
         state = next_state(self._record.state, step)
         limits = self._ground.limits
-        client = await self._link.client(limits.link_within_s)
         failpoints.passed("task.start.shim")
-        pid = await client.start(timeout_s=limits.runtime_within_s)
+        pid = await ride_out(
+            self._client,
+            lambda client: client.start(timeout_s=limits.runtime_within_s),
+            no_effect="created",
+            settle_within_s=limits.runtime_within_s,
+        )
         failpoints.passed("task.start.started")
         record = replace(self._record, state=state, pid=pid)
         await self._ground.store.write(ledger.task_started(record))
@@ -372,31 +382,50 @@ class Task(Actor):
 
     async def _pause(self, step: Pause) -> None:
         pausing = replace(self._record, state=next_state(self._record.state, step))
-        limits = self._ground.limits
-        client = await self._link.client(limits.link_within_s)
+        client = await self._client()
         await self._ground.store.write(ledger.task_pausing(pausing))
         self._record = pausing
         try:
-            await client.pause(timeout_s=limits.shim_within_s)
+            await client.pause(timeout_s=self._ground.limits.shim_within_s)
         except Refusal:
-            await self._learn(Thawed())
+            if not client.closed.is_set():
+                await self._learn(Thawed())
+            elif await self._settled() is State.PAUSED:
+                return
             raise
         await self._learn(Frozen())
 
     async def _resume(self, step: Resume) -> None:
         next_state(self._record.state, step)
-        limits = self._ground.limits
-        client = await self._link.client(limits.link_within_s)
-        await client.resume(timeout_s=limits.shim_within_s)
+        client = await self._client()
+        try:
+            await client.resume(timeout_s=self._ground.limits.shim_within_s)
+        except Refusal:
+            if client.closed.is_set() and await self._settled() is State.RUNNING:
+                return
+            raise
         await self._learn(Thawed())
+
+    async def _settled(self) -> State:
+        """After the shim died over a request: the state to which it led."""
+        client = await self._client()
+        await self._catch_up(await client.state(timeout_s=self._ground.limits.shim_within_s))
+        return self._record.state
+
+    async def _client(self) -> ShimClient:
+        return await self._link.client(self._ground.limits.link_within_s)
 
     async def _forward(self, step: Kill | Update | Resize | CloseStdin) -> None:
         """What the shim does and the record does not show."""
         next_state(self._record.state, step)
         if isinstance(step, Resize) and not self._record.stdio.terminal:
             return  # containerd's clients ask it of any process
+        await insist(self._client, lambda client: self._forward_to(client, step))
+
+    async def _forward_to(
+        self, client: ShimClient, step: Kill | Update | Resize | CloseStdin
+    ) -> None:
         limits = self._ground.limits
-        client = await self._link.client(limits.link_within_s)
         match step:
             case Kill():
                 timeout_s = limits.shim_within_s
@@ -462,18 +491,20 @@ class Task(Actor):
         raise StopActor(NORMAL, answer=exit)
 
     async def _delete_in_shim(self, exit: ExitRecord) -> ExitRecord:
-        limits = self._ground.limits
-        client = await self._link.client(limits.link_within_s)
+        """The exit is the one that was told; a created task's is the shim's."""
+        try:
+            deleted = await insist(self._client, self._delete_from)
+        except NotFound:
+            return exit  # an earlier delete got this far and was cut short
+        return self._record.exit or exit_record(deleted, self._record.pid)
+
+    async def _delete_from(self, client: ShimClient) -> Exited:
         if self._record.state is State.CREATED:
             await self._kill_created(client)
         failpoints.passed("task.delete.shim")
-        try:
-            deleted = await client.delete(timeout_s=limits.runtime_within_s)
-            failpoints.passed("task.delete.deleted")
-        except NotFound:
-            return exit  # an earlier delete got this far and was cut short
-        # The record's exit was told already and stands; a created task's is the shim's.
-        return self._record.exit or exit_record(deleted, self._record.pid)
+        deleted = await client.delete(timeout_s=self._ground.limits.runtime_within_s)
+        failpoints.passed("task.delete.deleted")
+        return deleted
 
     async def _kill_created(self, client: ShimClient) -> None:
         limits = self._ground.limits

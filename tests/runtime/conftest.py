@@ -18,6 +18,7 @@ import trio
 from holdfast.runtime import cgroup
 from holdfast.runtime.shimclient import Exited, ForkServer, OutOfMemory, ShimClient, ShimEvent
 from holdfast.runtime.stdio import Stdio
+from holdfast.runtime.vault import teardown
 from holdfast.storage.mounts import Mount
 
 CGROUP_PARENT = "/holdfast-tests"
@@ -173,6 +174,11 @@ class House:
         self.tasks.append(task)
         return task
 
+    async def renew(self) -> None:
+        """Another fork server, after the first was killed."""
+        self.server = await ForkServer.start(self.state)
+        self.nursery.start_soon(self.server.run)
+
     async def task(self, args: Sequence[str], **changes: Any) -> Task:
         """A bundle with a connected shim."""
         task = self.bundle(args, **changes)
@@ -202,7 +208,7 @@ def residue() -> Callable[[Task], list[str]]:
         mountinfo = Path("/proc/self/mountinfo").read_text()
         left += [line for line in mountinfo.splitlines() if task.id in line]
         left += [str(path) for path in (task.bundle / "rootfs").iterdir()]
-        kept = ("config.json", "rootfs", "exits", "shim.json", "shim.sock")
+        kept = ("config.json", "rootfs", "exits", "shim.json", "shim.sock", "shim.lock")
         left += [path.name for path in task.bundle.iterdir() if path.name not in kept]
         return left
 
@@ -221,15 +227,17 @@ async def house(busybox_root: Path) -> AsyncIterator[House]:
     """A fork server with an empty state directory; whatever a test leaves is ended and removed."""
     state = Path(tempfile.mkdtemp(prefix="holdfast-shim-"))
     async with trio.open_nursery() as nursery:
-        server = await ForkServer.start()
+        server = await ForkServer.start(state)
         nursery.start_soon(server.run)
         house = House(busybox_root, state, server, nursery)
         try:
             yield house
         finally:
             await clean(house)
-            await server.aclose()
+            await house.server.aclose()
+            await trio.to_thread.run_sync(house.server.process.wait)
             nursery.cancel_scope.cancel()
+    teardown(str(state))  # pins of containers that a test left
     shutil.rmtree(state)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from holdfast.actors.errors import NotFound, Unavailable, Unimplemented
+from holdfast.actors.errors import NotFound, Unavailable, Unimplemented, Unknown
 from holdfast.runtime import procfs
 from holdfast.runtime.shimclient import ForkServer, ProcessState, RuntimeOptions, ShimClient
 from holdfast.runtime.stdio import Stdio
@@ -97,7 +98,18 @@ async def test_an_exit_between_two_shims_is_known(house) -> None:
     await task.client.delete()
 
 
-async def test_an_exit_that_nobody_saw_is_told_as_lost(house) -> None:
+async def pins(house: Any, *code: str) -> str:
+    """Runs code with the vault of the house; going in needs a process with one thread."""
+    prelude = "import sys; from holdfast.runtime import vault; v = vault.Vault("
+    prelude += "__import__('os').open(sys.argv[1] + '/vault/ns', 0)); "
+    done = await trio.run_process(
+        [sys.executable, "-c", prelude + "; ".join(code), str(house.state)], capture_stdout=True
+    )
+    return done.stdout.decode().strip()
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+async def test_an_exit_that_nobody_saw_is_told_by_its_pin_or_as_lost(house, pinned) -> None:
     task = await house.task(["/bin/sleep", "1000"])
     await task.create()
     pid = await task.client.start()
@@ -108,9 +120,11 @@ async def test_an_exit_that_nobody_saw_is_told_as_lost(house) -> None:
     # As if the pid were another's by now.
     shim_json["processes"][0]["identity"]["start_time_ticks"] += 1
     (task.bundle / "shim.json").write_text(json.dumps(shim_json))
+    if not pinned:
+        await pins(house, f"v.clear('tests,{task.id}')")
     await task.connect(adopt=True)
     first = await stopped(task)
-    assert (first.exit_status, first.lost) == (255, True)
+    assert (first.exit_status, first.lost) == ((137, False) if pinned else (255, True))
 
 
 async def test_a_recorded_exit_is_not_told_again(house) -> None:
@@ -127,11 +141,13 @@ async def test_a_recorded_exit_is_not_told_again(house) -> None:
     assert task.events == []
 
 
-async def test_a_create_that_died_with_its_shim_is_undone(house) -> None:
-    slow = house.state / "slow"
-    slow.write_text('#!/bin/sh\n/usr/bin/crun "$@"\nexec sleep 1000\n')
+@pytest.mark.parametrize("fails", [False, True])
+async def test_the_runtime_goes_on_without_its_shim_and_its_result_counts(house, fails) -> None:
+    slow, go = house.state / "slow", house.state / "go"
+    wait = f"while ! test -e {go}; do sleep 0.01; done; exit {int(fails)}"
+    slow.write_text(f'#!/bin/sh\n/usr/bin/crun "$@" || exit 9\n{wait}\n')
     slow.chmod(0o755)
-    task = await house.task(["/bin/sleep", "1000"])
+    task = await house.task(["/bin/sh", "-c", "exit 5"])
 
     async def create() -> None:
         with pytest.raises(Unavailable):
@@ -144,22 +160,29 @@ async def test_a_create_that_died_with_its_shim_is_undone(house) -> None:
                 await trio.sleep(0.01)
         pid = int((task.bundle / "runtime.pid").read_text())
         await kill_shim(task)
-    # Not the hanging program: what the new shim runs to clean up must end.
-    slow.write_text('#!/bin/sh\nexec /usr/bin/crun "$@"\n')
     await task.connect(adopt=True)
-    with trio.fail_after(5):
-        while (await task.client.state()).processes:
-            await trio.sleep(0.01)
-    await dead(pid)
+    assert (await task.client.process_state()).status == "creating"
+    go.touch()
+    if fails:
+        with pytest.raises(Unknown, match="OCI runtime create failed: exit status 1"):
+            await task.client.settle()
+        assert (await task.client.state()).processes == {}
+        await dead(pid)
+        return
+    assert await task.client.settle() == (pid, "created")
+    await task.client.start()
+    assert (await task.exited()).status == 5
 
 
-@pytest.mark.parametrize("knows_pid", [True, False])
-async def test_a_start_that_died_with_its_shim_is_settled(house, settings, knows_pid) -> None:
+async def test_a_start_that_died_with_its_shim_is_settled(house, settings) -> None:
     task = await house.task(["/bin/sleep", "1000"])
     await task.create()
     await task.client.start()
-    await task.client.exec("e", spec(settings, "sleep 1000"), Stdio())
-    pid = await task.client.start("e")
+    for exec_id, script in (("runs", "sleep 1000"), ("ends", "exit 4"), ("idle", "exit 6")):
+        await task.client.exec(exec_id, spec(settings, script), Stdio())
+    pid = await task.client.start("runs")
+    ended = await task.client.start("ends")
+    await task.exited("ends")
     await kill_shim(task)
     # As they stand between the runtime's work and the shim's knowing of it.
     saved = json.loads((task.bundle / "shim.json").read_text())
@@ -168,12 +191,106 @@ async def test_a_start_that_died_with_its_shim_is_settled(house, settings, knows
         if entry["exec_id"]:
             entry["identity"] = None
     (task.bundle / "shim.json").write_text(json.dumps(saved))
-    # A pid of some other process is not believed.
-    (task.bundle / "exec-e.pid").write_text(str(pid if knows_pid else os.getpid()))
+    (task.bundle / "exits" / "exec-ends.cbor").unlink()
+    (task.bundle / "exec-runs.pid").write_text(str(pid))
+    (task.bundle / "exec-ends.pid").write_text(str(ended))
     await task.connect(adopt=True)
     assert (await task.client.process_state()).status == "running"
-    found = await task.client.process_state("e")
-    assert (found.pid, found.status) == ((pid, "running") if knows_pid else (0, "created"))
+    assert await task.client.settle("runs") == (pid, "running")
+    assert (await task.client.settle("ends"))[0] == ended
+    assert (await stopped(task, "ends")).exit_status == 4
+    with pytest.raises(Unknown, match="the exec was not begun"):
+        await task.client.settle("idle")
+    assert (await task.client.process_state("idle")).status == "created"
+    await task.client.kill(signal.SIGKILL, "runs")
+    assert (await task.exited("runs")).status == 137
+
+
+async def test_unread_output_and_every_exit_outlive_all_processes(house, settings) -> None:
+    script = "echo before; read line; echo $line; echo late >&2; exit 9"
+    task = await house.task(["/bin/sh", "-c", script])
+    stdin, out, err = task.fifo("in"), task.fifo("out"), task.fifo("err")
+    await task.create(Stdio(stdin=stdin, stdout=out, stderr=err))
+    await task.client.start()
+    await task.client.exec("e", spec(settings, "sleep 0.3; exit 3"), Stdio())
+    await task.client.start("e")
+    server, pid = house.server, task.shim_pid
+    os.kill(server.pid, signal.SIGKILL)
+    await kill_shim(task)
+    await dead(pid)
+    # Nothing of ours lives. Input comes, output goes, all processes end.
+    writer = os.open(stdin, os.O_WRONLY)
+    os.write(writer, b"in the dark\n")
+    os.close(writer)
+    await trio.sleep(0.5)
+    await house.renew()
+    await task.connect(adopt=True)
+    assert (await stopped(task, "e")).exit_status in (3, 137)  # it may end with the container
+    first = await stopped(task)
+    assert (first.exit_status, first.lost) == (9, False)
+    assert Path(out).read_bytes() == b"before\nin the dark\n"
+    assert Path(err).read_bytes() == b"late\n"
+    await task.client.delete()
+    assert await pins(house, "print(*v.pins())") == ""
+
+
+async def test_a_terminal_outlives_all_but_its_keeper(house, settings) -> None:
+    script = "echo begun; while read line; do echo [$line]; done; exit 6"
+    task = await house.task(["/bin/sh", "-c", script], terminal=True)
+    stdin, out = task.fifo("in"), task.fifo("out")
+    await task.create(Stdio(stdin=stdin, stdout=out, terminal=True))
+    await task.client.start()
+    heard = bytearray()
+
+    def read(end: bytes) -> None:
+        while not heard.endswith(end):
+            heard.extend(os.read(reader, 4096))
+
+    reader = os.open(out, os.O_RDONLY)
+    writer = os.open(stdin, os.O_WRONLY)
+    with trio.fail_after(10):
+        await trio.to_thread.run_sync(read, b"begun\r\n", abandon_on_cancel=True)
+    for round in range(3):
+        await kill_shim(task)
+        line = f"round {round}".encode()
+        os.write(writer, line + b"\n")  # while nobody copies
+        await task.connect(adopt=True)
+        with trio.fail_after(10):
+            end = b"[" + line + b"]\r\n"
+            await trio.to_thread.run_sync(read, end, abandon_on_cancel=True)
+    keeper = procfs.read_identity(f"{task.bundle}/init.pty")
+    assert keeper is not None
+    os.kill(keeper.pid, signal.SIGKILL)  # the shim makes another
+    await dead(keeper.pid)
+    os.write(writer, b"\x04")
+    assert (await task.exited()).status == 6
+    expected = b"begun\r\n" + b"".join(b"round %d\r\n[round %d]\r\n" % (n, n) for n in range(3))
+    assert bytes(heard) == expected
+    os.close(reader)
+    os.close(writer)
+    await task.client.delete()
+    assert not (task.bundle / "init.pty").exists()
+
+
+async def test_a_delete_that_died_with_its_shim_goes_on(house, residue) -> None:
+    task = await house.task(["/bin/sh", "-c", "exit 2"])
+    await task.create()
+    await task.client.start()
+    await task.exited()
+    await kill_shim(task)
+    saved = json.loads((task.bundle / "shim.json").read_text())
+    saved["removing"] = True
+    (task.bundle / "shim.json").write_text(json.dumps(saved))
+    await task.connect(adopt=True)
+    with trio.fail_after(5):
+        while residue(task):
+            await trio.sleep(0.01)
+    assert (await task.client.delete()).status == 2
+    # A late adoption makes nothing again.
+    await kill_shim(task)
+    await task.connect(adopt=True)
+    assert residue(task) == []
+    assert await pins(house, "print(*v.pins())") == ""
 
 
 async def test_an_adopted_bundle_without_a_past_is_a_fresh_shim(house) -> None:

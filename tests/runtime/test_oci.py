@@ -27,7 +27,7 @@ def test_command_lines() -> None:
         *("--no-pivot", "--no-new-keyring", "id"),
     ]
     assert RUNTIME.exec("id", "/s", "/p", "", "/l")[7:] == [
-        *("exec", "--detach", "--pid-file", "/p", "--process", "/s", "id"),
+        *("exec", "--pid-file", "/p", "--process", "/s", "id"),
     ]
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import pty as unix_pty
-import select
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +11,11 @@ from typing import Any
 import pytest
 import trio
 
-from holdfast.actors.errors import InvalidArgument, NotFound, Unavailable, Unimplemented
+from holdfast.actors.errors import InvalidArgument, NotFound, Unimplemented
+from holdfast.runtime.pins import Pins
 from holdfast.runtime.poller import Poller
-from holdfast.runtime.pty import ConsoleSocket, Terminal
+from holdfast.runtime.pty import Terminal
+from holdfast.runtime.ptykeeper import PtyKeeper
 from holdfast.runtime.shimclient import RuntimeOptions
 from holdfast.runtime.stdio import Output, Stdio, Streams, output_path
 
@@ -211,20 +212,21 @@ def test_a_plain_file_is_taken_where_a_fifo_is_usual(tmp_path: Path) -> None:
     source, log = tmp_path / "source", tmp_path / "log"
     source.write_text("in")
     log.write_text("old ")
-    streams = Streams(Stdio(stdin=str(source), stdout=str(log)))
+    pins = Pins(None, str(tmp_path))
+    streams = Streams(Stdio(stdin=str(source), stdout=str(log)), pins, "init")
     stdin, stdout, _ = streams.descriptors()
     assert os.read(stdin, 10) == b"in"
     os.write(stdout, b"new")
     streams.close()
     assert log.read_text() == "old new"
     with pytest.raises(InvalidArgument):
-        Streams(Stdio(stdout=f"file://{tmp_path}"))
+        Streams(Stdio(stdout=f"file://{tmp_path}"), pins, "init")
 
 
 def test_a_reader_is_seen(tmp_path: Path) -> None:
     path = str(tmp_path / "fifo")
     os.mkfifo(path)
-    output = Output(path)
+    output = Output(path, Pins(None, str(tmp_path)), "init.1")
     assert output.has_reader()  # ourselves
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     poller = Poller(lambda pid, status: None)
@@ -240,15 +242,19 @@ def test_a_reader_is_seen(tmp_path: Path) -> None:
     os.close(reader)
 
 
-def test_a_terminal_without_a_client_drops_its_output() -> None:
+def test_a_terminal_without_a_client_drops_its_output(tmp_path: Path) -> None:
     poller = Poller(lambda pid, status: None)
     master, slave = unix_pty.openpty()
-    terminal = Terminal(poller, Stdio(terminal=True))
-    terminal.attach(master)
+    keeper = PtyKeeper(str(tmp_path), "init")
+    keeper.renew(master)
+    os.close(master)
+    terminal = Terminal(
+        poller, Stdio(terminal=True), Pins(None, str(tmp_path)), keeper, slot="init"
+    )
+    assert terminal.attach_again(input_closed=True)
     os.write(slave, b"nobody hears")
     os.close(slave)
     terminal.resize(80, 25)
-    terminal.close_input()
     terminal.finish()
 
     async def end() -> None:
@@ -260,12 +266,40 @@ def test_a_terminal_without_a_client_drops_its_output() -> None:
     terminal.close()
     terminal.resize(80, 25)
     poller.close()
-
-
-def test_a_console_without_a_terminal_is_unavailable(tmp_path: Path) -> None:
-    console = ConsoleSocket(str(tmp_path), "console.sock")
-    with pytest.raises(Unavailable):
-        console.take()
-    console.close()
     assert not list(tmp_path.iterdir())
-    assert select.select([], [], [], 0) == ([], [], [])
+
+
+def test_a_keeper_that_gets_no_terminal_has_none(tmp_path: Path) -> None:
+    keeper = PtyKeeper(str(tmp_path), "init")
+    path = keeper.begin()
+    assert Path(path).is_socket()
+    assert keeper.take() is None
+    keeper.end()
+    assert os.waitpid(keeper.pid, 0)[1] == signal.SIGKILL
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_terminal_lives_as_long_as_one_of_its_keepers(tmp_path: Path) -> None:
+    master, slave = unix_pty.openpty()
+    first = PtyKeeper(str(tmp_path), "init")
+    first.renew(master)
+    os.close(master)
+    # A later shim knows the keeper by what is written down alone.
+    later = PtyKeeper(str(tmp_path), "init")
+    taken = later.take()
+    assert taken is not None
+    os.write(slave, b"still here")
+    assert os.read(taken, 100) == b"still here"
+    later.renew(taken)
+    assert os.waitpid(first.pid, 0)[1] == signal.SIGKILL
+    os.close(taken)
+    os.write(slave, b"and here")
+    again = later.take()
+    assert again is not None
+    assert os.read(again, 100) == b"and here"
+    os.close(again)
+    later.end()
+    assert os.waitpid(later.pid, 0)[1] == signal.SIGKILL
+    with pytest.raises(OSError, match="Input/output error"):
+        os.write(slave, b"hung up")
+    os.close(slave)

@@ -1,0 +1,111 @@
+"""Pins: what one container has in the vault, by the slots of its processes.
+
+    <slot>.pid        the process, for its exit
+    <slot>.op         the OCI runtime's execution that makes it, for its result
+    <slot>.0          a writing end of its stdin
+    <slot>.1, .2      both ends of its stdout and stderr while it lives
+    <slot>.1e, .2e    their writing ends afterwards, until there is a reader for what is left
+
+A slot is `init` or `exec-<exec id>`. Where the kernel cannot pin a process, its pid and start time
+are written down in the bundle instead; where it cannot pin a FIFO, the descriptors are held by
+processes alone. A pin that the kernel refuses is no reason to refuse a container: it is told among
+the faults.
+
+Standard library alone: the fork server preloads this file.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from . import procfs, syscalls
+from .vault import Vault, bundle_key
+
+NOTE_PREFIX = "pin-"
+
+
+class Pins:
+    """The pins of one bundle. Every deed may be done again."""
+
+    def __init__(self, vault: Vault | None, bundle: str) -> None:
+        self._vault = vault
+        self._bundle = bundle
+        self._key = bundle_key(bundle)
+        self.faults: list[str] = []
+
+    def keep_process(self, name: str, pidfd: int) -> None:
+        """Pins a process that is ours to reap."""
+        if self._vault is None or not self._vault.keeps_processes:
+            self._note(name, pidfd)
+            return
+        try:
+            self._vault.pin_process(self._key, name, pidfd)
+        except OSError as error:
+            self.faults.append(f"pin {name}: {error}")
+            self._note(name, pidfd)
+
+    def keep_fifos(self, ends: Mapping[str, int]) -> None:
+        """Pins open ends of FIFOs; see Vault.pin_fifos."""
+        if self._vault is not None and ends:
+            try:
+                self._vault.pin_fifos(self._key, ends)
+            except OSError as error:
+                self.faults.append(f"pin {', '.join(ends)}: {error}")
+
+    def keep_fifo(self, name: str, path: str, flags: int) -> None:
+        """Opens and pins one end, when there is a vault."""
+        if self._vault is not None:
+            end = os.open(path, flags | os.O_CLOEXEC)
+            try:
+                self.keep_fifos({name: end})
+            finally:
+                os.close(end)
+
+    def has_process(self, name: str) -> bool:
+        """Whether a process of that name was pinned or noted."""
+        pidfd = None if self._vault is None else self._vault.open_process(self._key, name)
+        if pidfd is None:
+            return os.path.exists(self._note_path(name))
+        os.close(pidfd)
+        return True
+
+    def open_process(self, name: str) -> int | None:
+        """A pidfd of a process; None without a pin, or when a noted one is gone."""
+        if self._vault is not None:
+            pidfd = self._vault.open_process(self._key, name)
+            if pidfd is not None:
+                return pidfd
+        noted = self.noted(name)
+        return None if noted is None else procfs.open_pidfd(noted)
+
+    def noted(self, name: str) -> procfs.Identity | None:
+        """Whose exit is to be asked of whoever reaped it: a process that could not be pinned."""
+        return procfs.read_identity(self._note_path(name))
+
+    def drop(self, *names: str) -> None:
+        """Lets go."""
+        if self._vault is not None:
+            self._vault.unpin(self._key, *names)
+        for name in names:
+            Path(self._note_path(name)).unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Lets go of all."""
+        if self._vault is not None:
+            self._vault.clear(self._key)
+        for name in os.listdir(self._bundle):
+            if name.startswith(NOTE_PREFIX):
+                Path(self._bundle, name).unlink(missing_ok=True)
+
+    def _note(self, name: str, pidfd: int) -> None:
+        identity = procfs.identity(syscalls.pidfd_pid(pidfd))
+        if identity is not None:
+            procfs.write_identity(self._note_path(name), identity)
+
+    def _note_path(self, name: str) -> str:
+        return f"{self._bundle}/{NOTE_PREFIX}{name}"
+
+
+def slot(exec_id: str) -> str:
+    """The slot of a process; an exec may well be called "init"."""
+    return f"exec-{exec_id}" if exec_id else "init"
