@@ -42,7 +42,9 @@ from ..runtime.users import FILE_BYTES_MAX, Accounts
 from ..storage.collector import Collector, Reclaim
 from ..storage.containers import Containers
 from ..storage.content import ContentStore
+from ..storage.contentfaults import ContentFaults
 from ..storage.events import EventLog
+from ..storage.faults import FaultKeeper, Faults
 from ..storage.image_keeper import ImageKeeper
 from ..storage.images import Images
 from ..storage.ingest import IngestActor
@@ -50,6 +52,7 @@ from ..storage.leases import Leases
 from ..storage.namespaces import Namespaces
 from ..storage.native import Native
 from ..storage.overlay import Overlay
+from ..storage.snapshotfaults import SnapshotFaults
 from ..storage.snapshots import Driver, Snapshots
 from ..storage.snapshotter import Mount, find_snapshotter
 from ..storage.store import Store
@@ -114,6 +117,7 @@ class Host:
     snapshotters: Mapping[str, Snapshots]
     workers: Workers
     collector: Collector
+    faults: Faults
     image_keeper: ImageKeeper
     ground: Ground
     tasks: Tasks
@@ -393,6 +397,9 @@ async def build(config: Config, system: System, store: Store) -> Host:
     start_task = partial(start_child, system.at(TASKS))
     start_exec = partial(start_child, system.at(EXECS))
     reclaim: dict[str, Reclaim] = {"content": content.reclaim, "ingest": content.reclaim}
+    collector = Collector(store, reclaim)
+    keepers: list[FaultKeeper] = [ContentFaults(content)]
+    keepers += [SnapshotFaults(snapshots) for snapshots in snapshotters.values()]
     return Host(
         config=config,
         uuid=lasting_uuid(config.root),
@@ -406,7 +413,8 @@ async def build(config: Config, system: System, store: Store) -> Host:
         content=content,
         snapshotters=snapshotters,
         workers=workers,
-        collector=Collector(store, reclaim),
+        collector=collector,
+        faults=Faults(store, keepers, collector.collect),
         image_keeper=image_keeper,
         ground=ground,
         tasks=Tasks(ground, containers, start_task, start_exec),

@@ -40,30 +40,32 @@ class Blob:
         return await trio.to_thread.run_sync(os.pread, self.fd, min(size, PIECE_BYTES), offset)
 
 
-def prepare(root: Path, digests: set[str], ingests: set[str], *, sweep: bool) -> list[str]:
-    """Make the directories; remove the files that no record names. What was removed."""
-    for algorithm in HEX_DIGITS:
-        (root / "blobs" / algorithm).mkdir(parents=True, exist_ok=True)
-    (root / "ingest").mkdir(exist_ok=True)
-    if not sweep:
-        return []
+def prepare(
+    root: Path, digests: set[str], ingests: set[str], *, sweep: bool
+) -> tuple[list[str], list[str]]:
+    """Make the directories; remove the files that no record names, if they are to be swept.
+
+    What was removed, and what was kept without a record.
+    """
     removed: list[str] = []
+    kept: list[str] = []
+    (root / "ingest").mkdir(parents=True, exist_ok=True)
     for algorithm in HEX_DIGITS:
-        orphans = [
-            path
-            for path in (root / "blobs" / algorithm).iterdir()
-            if f"{algorithm}:{path.name}" not in digests
-        ]
+        folder = root / "blobs" / algorithm
+        folder.mkdir(parents=True, exist_ok=True)
+        orphans = [path for path in folder.iterdir() if f"{algorithm}:{path.name}" not in digests]
         # Blobs and not a single record: that is another database, not a crash.
-        if digests or len(orphans) <= 1:
-            for path in orphans:
+        gone = sweep and (bool(digests) or len(orphans) <= 1)
+        for path in orphans:
+            if gone:
                 remove_file(path)
-                removed.append(f"{algorithm}:{path.name}")
+            (removed if gone else kept).append(f"{algorithm}:{path.name}")
     for path in (root / "ingest").iterdir():
         if path.name not in ingests:
-            remove_directory(path)
-            removed.append(f"ingest/{path.name}")
-    return removed
+            if sweep:
+                remove_directory(path)
+            (removed if sweep else kept).append(f"ingest/{path.name}")
+    return removed, kept
 
 
 def place(data: Path, target: Path, size: int) -> None:

@@ -106,6 +106,9 @@ class ContentStore:
         self._spawn = spawn
         self._holds = RefHolds()
         self._digest_locks: dict[Digest, tuple[trio.Lock, int]] = {}
+        self.orphans: set[str] = set()
+        """What had no record when the store was opened, and was kept: a damaged record may have
+        named it. `sha256:...` for a blob, `ingest/...` for an ingest."""
 
     @classmethod
     async def open(
@@ -126,9 +129,10 @@ class ContentStore:
         if store.damaged:
             # A record that cannot be read may be the one that a file is waiting for.
             log.warning("content.orphans_kept", reason="the store has damaged records")
-        removed = await trio.to_thread.run_sync(
+        removed, kept = await trio.to_thread.run_sync(
             lambda: prepare(root, digests, ingests, sweep=not store.damaged)
         )
+        content.orphans.update(kept)
         for name in removed:
             log.info("content.orphan_removed", file=name)
         return content
@@ -206,6 +210,19 @@ class ContentStore:
                         self._holds.release(*key, hold)
             case _:
                 pass
+
+    async def remove_orphan(self, name: str) -> None:
+        """Remove what was kept without a record; left where it is when it has one by now."""
+        self.orphans.discard(name)
+        folder, slash, ingest = name.partition("/")
+        if not slash:
+            digest = parse_digest(folder)
+            async with self._locked(digest):
+                await self._drop_file(digest)
+        elif not any(
+            _ingest_name(row.namespace, row.key) == ingest for row in self.store.scan("ingest")
+        ):
+            await trio.to_thread.run_sync(remove_directory, self._root / "ingest" / ingest)
 
     # -- reading
 

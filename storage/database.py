@@ -21,7 +21,7 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,8 +66,10 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Damaged:
-    """A record that did not verify when the store was opened, and why."""
+    """A record that did not verify when the store was opened, and why. What a salvage could not
+    read is one without kind, namespace and key."""
 
+    number: int
     kind: str
     namespace: str
     key: str
@@ -214,16 +216,27 @@ class Database:
     def damaged(self) -> list[Damaged]:
         """What was ever found damaged and has not been repaired."""
         rows = self.connection.execute(
-            "SELECT kind, namespace, key, reason, found_at_ns FROM damaged ORDER BY rowid"
+            "SELECT rowid, kind, namespace, key, reason, found_at_ns FROM damaged ORDER BY rowid"
         )
         return [
-            Damaged(kind=kind, namespace=namespace, key=key, reason=reason, found_at_ns=found_at)
-            for kind, namespace, key, reason, found_at in rows
+            Damaged(
+                number=number,
+                kind=kind,
+                namespace=namespace,
+                key=key,
+                reason=reason,
+                found_at_ns=found_at_ns,
+            )
+            for number, kind, namespace, key, reason, found_at_ns in rows
         ]
 
-    def forget_damaged(self) -> None:
-        """Throw away what was set aside."""
-        self.connection.execute("DELETE FROM damaged")
+    def forget_damaged(self, given_up: Iterable[Damaged]) -> None:
+        """Throw away these that were set aside."""
+        for one in given_up:
+            self.connection.execute(
+                "DELETE FROM damaged WHERE rowid = ? AND found_at_ns = ?",
+                (one.number, one.found_at_ns),
+            )
 
     def verify(self) -> None:
         """Raise `sqlite3.DatabaseError` when the file's structure is damaged anywhere."""

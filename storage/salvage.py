@@ -1,9 +1,10 @@
 """Salvage: a new database of what can still be read of a damaged one.
 
-The damaged file is kept beside the new one, for repair by hand. Each table is read from its
-beginning until the damage, then from its end back to it. What lay between is lost; that some may
-be is noted in `damaged`, and a reader of events is told of the gap. Where the file's first page
-is lost, that of an empty database stands in for it: our tables begin at the same pages in each.
+The damaged file is kept beside the new one, for repair by hand, until its fault is removed. Each
+table is read from its beginning until the damage, then from its end back to it. What lay between
+is lost; that some may be is noted in `damaged`, and a reader of events is told of the gap. Where
+the file's first page is lost, that of an empty database stands in for it: our tables begin at the
+same pages in each.
 """
 
 from __future__ import annotations
@@ -31,13 +32,15 @@ DAMAGE = frozenset({sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE
 # SQLite quotes what it found in its messages, and that need not be text.
 FAILURES = (sqlite3.DatabaseError, UnicodeDecodeError)
 PAGE_BYTES = 4096
+# A database, its log, and the log's index.
+SUFFIXES = ("", "-wal", "-shm")
 # When the last sequence number cannot be read, so many are skipped: none is ever used twice.
 SEQUENCE_SKIP = 1 << 20
 
 TABLES = {
     "record": ("kind, namespace, key, value, checksum", ("kind", "namespace", "key")),
     "event": ("seq, timestamp_ns, namespace, topic, type, payload, checksum", ("seq",)),
-    "damaged": ("kind, namespace, key, value, reason, found_at_ns", ("rowid",)),
+    "damaged": ("rowid, kind, namespace, key, value, reason, found_at_ns", ("rowid",)),
 }
 
 
@@ -56,10 +59,10 @@ def is_damage(error: Exception, path: Path) -> bool:
 def salvage(path: Path, reason: str) -> Path:
     """Put a new database in the place of a damaged one; the path of the old one is returned."""
     now_ns = time.time_ns()
-    aside = path.with_name(f"{path.name}.damaged-{now_ns}")
+    aside = _aside(path, now_ns)
     # The log belongs to its file under its file's name. The main file goes first: whatever comes
     # between, an old log never meets a new file.
-    for suffix in ("", "-wal", "-shm"):
+    for suffix in SUFFIXES:
         part = path.with_name(path.name + suffix)
         if part.exists():
             failpoints.reach("salvage.rename")
@@ -72,13 +75,25 @@ def salvage(path: Path, reason: str) -> Path:
         with grafted(aside, first_page) as graft:
             counts = _copy([aside, graft], database)
         database.connection.execute(
-            "INSERT INTO damaged VALUES ('', '', '', NULL, ?, ?)",
+            "INSERT INTO damaged (kind, namespace, key, value, reason, found_at_ns)"
+            " VALUES ('', '', '', NULL, ?, ?)",
             (f"database: {reason}; the damaged file is {aside.name}", now_ns),
         )
     finally:
         database.close()
     log.error("database.salvaged", path=str(path), aside=str(aside), reason=reason, rows=counts)
     return aside
+
+
+def remove_aside(path: Path, found_at_ns: int) -> None:
+    """Remove the damaged file that was put aside at that time, if it is there."""
+    aside = _aside(path, found_at_ns)
+    for suffix in SUFFIXES:
+        aside.with_name(aside.name + suffix).unlink(missing_ok=True)
+
+
+def _aside(path: Path, now_ns: int) -> Path:
+    return path.with_name(f"{path.name}.damaged-{now_ns}")
 
 
 @contextmanager
@@ -93,7 +108,7 @@ def grafted(damaged: Path, first_page: bytes) -> Generator[Path, None, None]:
             file.write(first_page[:28] + struct.pack(">III", pages, 0, 0) + first_page[40:])
         yield graft
     finally:
-        for suffix in ("", "-wal", "-shm"):
+        for suffix in SUFFIXES:
             graft.with_name(graft.name + suffix).unlink(missing_ok=True)
 
 

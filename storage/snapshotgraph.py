@@ -50,6 +50,9 @@ class Graph:
         self.leftovers = Leftovers(driver.name, self.home, store, workers)
         # Invariant: ids of records whose directories are not on the disk, or not whole.
         self.missing: set[int] = set()
+        # Invariant: ids of directories that no record names, kept while records are damaged.
+        self.orphans: set[int] = set()
+        self.recovered_at_ns = 0
         self._prefix = f"{driver.name}/"
         self._index = Index(self._prefix)
         # Invariant: directories being made, whose records are not written yet.

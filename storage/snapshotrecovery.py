@@ -6,6 +6,7 @@ is the work of a power loss or of a stranger. An active snapshot is made anew, f
 it was not promised to last; a committed one is lost, and refuses to be used.
 """
 
+import time
 from pathlib import Path
 
 import structlog
@@ -25,7 +26,9 @@ async def recover(graph: Graph) -> None:
     whole, broken = await trio.to_thread.run_sync(_look, graph.home, graph.driver)
     graph.reserve_ids(whole | broken)
     orphans = [found for found in sorted(whole | broken) if not graph.has_record(found)]
+    graph.orphans, graph.recovered_at_ns = set(), time.time_ns()
     if orphans and graph.store.damaged:
+        graph.orphans.update(orphans)
         log.warning(
             "snapshots.orphans_kept",
             snapshotter=graph.name,

@@ -163,10 +163,10 @@ class Store:
         """How many committed records of a kind there are."""
         return self._models.count(kind, namespace)
 
-    async def forget_damaged(self) -> None:
-        """Throw away what was set aside as damaged, once it is repaired or given up."""
-        await self.write(lambda tx: tx.forget_damaged())
-        self.damaged = ()
+    async def forget_damaged(self, given_up: Sequence[Damaged]) -> None:
+        """Throw away these that were set aside as damaged, once repaired or given up."""
+        await self.write(lambda tx: tx.forget_damaged(given_up))
+        self.damaged = [one for one in self.damaged if one not in given_up]
 
     def listen(self, listener: Callable[[Sequence[Change]], None]) -> Callable[[], None]:
         """Call `listener` on the loop with the changes of each commit, until the returned

@@ -8,14 +8,14 @@ disk, or not at all.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import cbor2
 
 from ..actors.errors import DataLoss, ResourceExhausted
-from .database import Database, Journal, Record, Row, decode_record, encode
+from .database import Damaged, Database, Journal, Record, Row, decode_record, encode
 from .events import Event
 
 # The kinds whose first record brings their namespace into being.
@@ -151,9 +151,9 @@ class Transaction:
         journals = [one for one in self._database.journals if not one.closed]
         self._database.journals = [*journals, journal]
 
-    def forget_damaged(self) -> None:
-        """Throw away what was set aside as damaged."""
-        self._database.forget_damaged()
+    def forget_damaged(self, given_up: Iterable[Damaged]) -> None:
+        """Throw away these that were set aside as damaged."""
+        self._database.forget_damaged(given_up)
 
     def exists(self, kind: str, namespace: str, key: str) -> bool:
         """True when there is such a record, sound or not."""

@@ -14,7 +14,7 @@ import trio
 from ...actors.errors import Refusal
 from ..config import DEFAULT_ADDRESS
 from ..status import CallFailed
-from . import containers, images, run, stores, system
+from . import containers, faults, images, run, stores, system
 from .session import Where
 
 
@@ -66,6 +66,7 @@ for _command in (
     *images.COMMANDS,
     *stores.COMMANDS,
     *system.COMMANDS,
+    *faults.COMMANDS,
 ):
     cli.add_command(_command)
 

@@ -10,6 +10,7 @@ from ...actors.errors import InvalidArgument
 from ...runtime.launch import Wanted
 from ...runtime.spec import BindMount
 from ...storage.events import GAP_TOPIC, Event
+from ...storage.faults import Fault
 from ...supervision.report import CrashReport
 from ..anys import timestamp
 from ..grpc.call import Call, Context
@@ -59,6 +60,14 @@ def service(host: Host) -> Service:
         reports = host.crashes.reports(supervisor=request.supervisor or None)
         return pb.CrashesResponse(crashes=[crash_to(report) for report in reports])
 
+    async def faults(_request: pb.FaultsRequest, _: Context) -> pb.FaultsResponse:
+        return pb.FaultsResponse(faults=[fault_to(fault) for fault in host.faults.list()])
+
+    async def remove_faults(request: pb.RemoveFaultsRequest, _: Context) -> pb.RemoveFaultsResponse:
+        every = [fault.id for fault in host.faults.list()]
+        removed = await host.faults.remove(every if request.all else request.ids)
+        return pb.RemoveFaultsResponse(removed=[fault_to(fault) for fault in removed])
+
     async def kill_actor(request: pb.KillActorRequest, _: Context) -> pb.KillActorResponse:
         await host.kill_actor(request.name)
         return pb.KillActorResponse()
@@ -99,6 +108,8 @@ def service(host: Host) -> Service:
             "Info": info,
             "Tree": tree,
             "Crashes": crashes,
+            "Faults": faults,
+            "RemoveFaults": remove_faults,
             "KillActor": kill_actor,
             "CreateContainer": create_container,
             "Import": import_,
@@ -186,4 +197,16 @@ def crash_to(report: CrashReport) -> pb.Crash:
         state=report.state or "",
         mailbox=report.mailbox_depth,
         traceback=report.traceback,
+    )
+
+
+def fault_to(fault: Fault) -> pb.Fault:
+    return pb.Fault(
+        id=fault.id,
+        kind=fault.kind,
+        namespace=fault.namespace,
+        key=fault.key,
+        reason=fault.reason,
+        since=timestamp(fault.since_ns),
+        held=fault.held,
     )

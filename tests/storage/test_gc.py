@@ -515,5 +515,5 @@ async def test_what_a_damaged_record_may_have_kept_stays(
         assert [one.kind for one in store.damaged] == [kind]
         world = World(store)
         assert await world.left() == ({"One"} if kept else set())
-        await store.forget_damaged()
+        await store.forget_damaged(store.damaged)
         assert await world.left() == set()

@@ -66,7 +66,7 @@ async def test_a_damaged_page_costs_what_lay_on_it(tmp_path: Path) -> None:
     async with Store.open(path) as store:
         (damaged,) = store.damaged
         assert "the damaged file is meta.db.damaged-" in damaged.reason
-        await store.forget_damaged()
+        await store.forget_damaged([damaged])
         assert not store.damaged
     async with Store.open(path) as store:
         assert not store.damaged

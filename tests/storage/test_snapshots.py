@@ -110,7 +110,7 @@ async def test_nothing_is_swept_while_the_store_has_damaged_records(tmp_path: Pa
         assert Path(mount.source, "file").read_text() == "x"
         [other] = await house.snapshotter.prepare(NS, "new", "")
         assert other.source != mount.source
-        await house.store.forget_damaged()
+        await house.store.forget_damaged(house.store.damaged)
     async with opened(tmp_path, "overlayfs") as house:
         await house.snapshotter.cleanup()
         assert not is_there(mount.source)

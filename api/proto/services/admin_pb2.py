@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from holdfast.api.proto import types_pb2 as holdfast_dot_api_dot_proto_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'holdfast/api/proto/services/admin.proto\x12\x11holdfast.admin.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1eholdfast/api/proto/types.proto\"\r\n\x0bInfoRequest\"\x98\x02\n\x0cInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0c\n\x04root\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0b\n\x03pid\x18\x04 \x01(\x04\x12.\n\nstarted_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07runtime\x18\x06 \x01(\t\x12\x0f\n\x07\x63groups\x18\x07 \x01(\t\x12\x0e\n\x06kernel\x18\x08 \x01(\t\x12\x13\n\x0bsnapshotter\x18\t \x01(\t\x12\x12\n\ncontainers\x18\n \x01(\x04\x12\r\n\x05tasks\x18\x0b \x01(\x04\x12\x0e\n\x06images\x18\x0c \x01(\x04\x12\x10\n\x08sequence\x18\r \x01(\x04\x12\x11\n\tguarantee\x18\x0e \x01(\t\"\r\n\x0bTreeRequest\"9\n\x0cTreeResponse\x12)\n\x04root\x18\x01 \x01(\x0b\x32\x1b.holdfast.admin.v1.TreeNode\"\xaf\x01\n\x08TreeNode\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x10\n\x08restarts\x18\x04 \x01(\x04\x12\x0f\n\x07mailbox\x18\x05 \x01(\x04\x12\x0f\n\x07\x63urrent\x18\x06 \x01(\t\x12\x15\n\rcurrent_age_s\x18\x07 \x01(\x01\x12-\n\x08\x63hildren\x18\x08 \x03(\x0b\x32\x1b.holdfast.admin.v1.TreeNode\"$\n\x0e\x43rashesRequest\x12\x12\n\nsupervisor\x18\x01 \x01(\t\"<\n\x0f\x43rashesResponse\x12)\n\x07\x63rashes\x18\x01 \x03(\x0b\x32\x18.holdfast.admin.v1.Crash\"\xbe\x01\n\x05\x43rash\x12&\n\x02\x61t\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsupervisor\x18\x02 \x01(\t\x12\r\n\x05\x63hild\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x11\n\tnext_step\x18\x05 \x01(\t\x12\x14\n\x0clast_message\x18\x06 \x01(\t\x12\r\n\x05state\x18\x07 \x01(\t\x12\x0f\n\x07mailbox\x18\x08 \x01(\x04\x12\x11\n\ttraceback\x18\t \x01(\t\" \n\x10KillActorRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x13\n\x11KillActorResponse\"9\n\x04\x42ind\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x11\n\tread_only\x18\x03 \x01(\x08\"\xb7\x03\n\x16\x43reateContainerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\t\x12\x0c\n\x04\x61rgs\x18\x03 \x03(\t\x12\x0b\n\x03\x65nv\x18\x04 \x03(\t\x12\x0b\n\x03\x63wd\x18\x05 \x01(\t\x12\x0c\n\x04user\x18\x06 \x01(\t\x12\x10\n\x08terminal\x18\x07 \x01(\x08\x12\x10\n\x08hostname\x18\x08 \x01(\t\x12\x16\n\x0eread_only_root\x18\t \x01(\x08\x12&\n\x05\x62inds\x18\n \x03(\x0b\x32\x17.holdfast.admin.v1.Bind\x12\r\n\x05tmpfs\x18\x0b \x03(\t\x12\x14\n\x0chost_network\x18\x0c \x01(\x08\x12\x14\n\x0cmemory_limit\x18\r \x01(\x04\x12\x0c\n\x04\x63pus\x18\x0e \x01(\x01\x12\x12\n\npids_limit\x18\x0f \x01(\x04\x12\x45\n\x06labels\x18\x10 \x03(\x0b\x32\x35.holdfast.admin.v1.CreateContainerRequest.LabelsEntry\x12\x13\n\x0bsnapshotter\x18\x11 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"6\n\x17\x43reateContainerResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\t\">\n\rEventsRequest\x12\x0f\n\x07\x66ilters\x18\x01 \x03(\t\x12\x12\n\x05since\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x08\n\x06_since\"c\n\x0e\x45ventsResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12,\n\x08\x65nvelope\x18\x02 \x01(\x0b\x32\x1a.containerd.types.Envelope\x12\x11\n\tlost_from\x18\x03 \x01(\x04\"E\n\rImportRequest\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x11\n\tbase_name\x18\x02 \x01(\t\x12\x13\n\x0bskip_unpack\x18\x03 \x01(\x08\"?\n\x0eImportResponse\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"\x1f\n\rExportRequest\x12\x0e\n\x06images\x18\x01 \x03(\t\"\x1e\n\x0e\x45xportResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\xa2\x05\n\x05\x41\x64min\x12G\n\x04Info\x12\x1e.holdfast.admin.v1.InfoRequest\x1a\x1f.holdfast.admin.v1.InfoResponse\x12G\n\x04Tree\x12\x1e.holdfast.admin.v1.TreeRequest\x1a\x1f.holdfast.admin.v1.TreeResponse\x12P\n\x07\x43rashes\x12!.holdfast.admin.v1.CrashesRequest\x1a\".holdfast.admin.v1.CrashesResponse\x12V\n\tKillActor\x12#.holdfast.admin.v1.KillActorRequest\x1a$.holdfast.admin.v1.KillActorResponse\x12h\n\x0f\x43reateContainer\x12).holdfast.admin.v1.CreateContainerRequest\x1a*.holdfast.admin.v1.CreateContainerResponse\x12Q\n\x06Import\x12 .holdfast.admin.v1.ImportRequest\x1a!.holdfast.admin.v1.ImportResponse(\x01\x30\x01\x12O\n\x06\x45xport\x12 .holdfast.admin.v1.ExportRequest\x1a!.holdfast.admin.v1.ExportResponse0\x01\x12O\n\x06\x45vents\x12 .holdfast.admin.v1.EventsRequest\x1a!.holdfast.admin.v1.EventsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'holdfast/api/proto/services/admin.proto\x12\x11holdfast.admin.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1eholdfast/api/proto/types.proto\"\r\n\x0bInfoRequest\"\x98\x02\n\x0cInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0c\n\x04root\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0b\n\x03pid\x18\x04 \x01(\x04\x12.\n\nstarted_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07runtime\x18\x06 \x01(\t\x12\x0f\n\x07\x63groups\x18\x07 \x01(\t\x12\x0e\n\x06kernel\x18\x08 \x01(\t\x12\x13\n\x0bsnapshotter\x18\t \x01(\t\x12\x12\n\ncontainers\x18\n \x01(\x04\x12\r\n\x05tasks\x18\x0b \x01(\x04\x12\x0e\n\x06images\x18\x0c \x01(\x04\x12\x10\n\x08sequence\x18\r \x01(\x04\x12\x11\n\tguarantee\x18\x0e \x01(\t\"\r\n\x0bTreeRequest\"9\n\x0cTreeResponse\x12)\n\x04root\x18\x01 \x01(\x0b\x32\x1b.holdfast.admin.v1.TreeNode\"\xaf\x01\n\x08TreeNode\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x10\n\x08restarts\x18\x04 \x01(\x04\x12\x0f\n\x07mailbox\x18\x05 \x01(\x04\x12\x0f\n\x07\x63urrent\x18\x06 \x01(\t\x12\x15\n\rcurrent_age_s\x18\x07 \x01(\x01\x12-\n\x08\x63hildren\x18\x08 \x03(\x0b\x32\x1b.holdfast.admin.v1.TreeNode\"$\n\x0e\x43rashesRequest\x12\x12\n\nsupervisor\x18\x01 \x01(\t\"<\n\x0f\x43rashesResponse\x12)\n\x07\x63rashes\x18\x01 \x03(\x0b\x32\x18.holdfast.admin.v1.Crash\"\xbe\x01\n\x05\x43rash\x12&\n\x02\x61t\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsupervisor\x18\x02 \x01(\t\x12\r\n\x05\x63hild\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x11\n\tnext_step\x18\x05 \x01(\t\x12\x14\n\x0clast_message\x18\x06 \x01(\t\x12\r\n\x05state\x18\x07 \x01(\t\x12\x0f\n\x07mailbox\x18\x08 \x01(\x04\x12\x11\n\ttraceback\x18\t \x01(\t\"\x0f\n\rFaultsRequest\":\n\x0e\x46\x61ultsResponse\x12(\n\x06\x66\x61ults\x18\x01 \x03(\x0b\x32\x18.holdfast.admin.v1.Fault\"\x8a\x01\n\x05\x46\x61ult\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x0b\n\x03key\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12)\n\x05since\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04held\x18\x07 \x01(\x08\"/\n\x13RemoveFaultsRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\x12\x0b\n\x03\x61ll\x18\x02 \x01(\x08\"A\n\x14RemoveFaultsResponse\x12)\n\x07removed\x18\x01 \x03(\x0b\x32\x18.holdfast.admin.v1.Fault\" \n\x10KillActorRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x13\n\x11KillActorResponse\"9\n\x04\x42ind\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x11\n\tread_only\x18\x03 \x01(\x08\"\xb7\x03\n\x16\x43reateContainerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\t\x12\x0c\n\x04\x61rgs\x18\x03 \x03(\t\x12\x0b\n\x03\x65nv\x18\x04 \x03(\t\x12\x0b\n\x03\x63wd\x18\x05 \x01(\t\x12\x0c\n\x04user\x18\x06 \x01(\t\x12\x10\n\x08terminal\x18\x07 \x01(\x08\x12\x10\n\x08hostname\x18\x08 \x01(\t\x12\x16\n\x0eread_only_root\x18\t \x01(\x08\x12&\n\x05\x62inds\x18\n \x03(\x0b\x32\x17.holdfast.admin.v1.Bind\x12\r\n\x05tmpfs\x18\x0b \x03(\t\x12\x14\n\x0chost_network\x18\x0c \x01(\x08\x12\x14\n\x0cmemory_limit\x18\r \x01(\x04\x12\x0c\n\x04\x63pus\x18\x0e \x01(\x01\x12\x12\n\npids_limit\x18\x0f \x01(\x04\x12\x45\n\x06labels\x18\x10 \x03(\x0b\x32\x35.holdfast.admin.v1.CreateContainerRequest.LabelsEntry\x12\x13\n\x0bsnapshotter\x18\x11 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"6\n\x17\x43reateContainerResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\t\">\n\rEventsRequest\x12\x0f\n\x07\x66ilters\x18\x01 \x03(\t\x12\x12\n\x05since\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x08\n\x06_since\"c\n\x0e\x45ventsResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12,\n\x08\x65nvelope\x18\x02 \x01(\x0b\x32\x1a.containerd.types.Envelope\x12\x11\n\tlost_from\x18\x03 \x01(\x04\"E\n\rImportRequest\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x11\n\tbase_name\x18\x02 \x01(\t\x12\x13\n\x0bskip_unpack\x18\x03 \x01(\x08\"?\n\x0eImportResponse\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"\x1f\n\rExportRequest\x12\x0e\n\x06images\x18\x01 \x03(\t\"\x1e\n\x0e\x45xportResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\xd2\x06\n\x05\x41\x64min\x12G\n\x04Info\x12\x1e.holdfast.admin.v1.InfoRequest\x1a\x1f.holdfast.admin.v1.InfoResponse\x12G\n\x04Tree\x12\x1e.holdfast.admin.v1.TreeRequest\x1a\x1f.holdfast.admin.v1.TreeResponse\x12P\n\x07\x43rashes\x12!.holdfast.admin.v1.CrashesRequest\x1a\".holdfast.admin.v1.CrashesResponse\x12M\n\x06\x46\x61ults\x12 .holdfast.admin.v1.FaultsRequest\x1a!.holdfast.admin.v1.FaultsResponse\x12_\n\x0cRemoveFaults\x12&.holdfast.admin.v1.RemoveFaultsRequest\x1a\'.holdfast.admin.v1.RemoveFaultsResponse\x12V\n\tKillActor\x12#.holdfast.admin.v1.KillActorRequest\x1a$.holdfast.admin.v1.KillActorResponse\x12h\n\x0f\x43reateContainer\x12).holdfast.admin.v1.CreateContainerRequest\x1a*.holdfast.admin.v1.CreateContainerResponse\x12Q\n\x06Import\x12 .holdfast.admin.v1.ImportRequest\x1a!.holdfast.admin.v1.ImportResponse(\x01\x30\x01\x12O\n\x06\x45xport\x12 .holdfast.admin.v1.ExportRequest\x1a!.holdfast.admin.v1.ExportResponse0\x01\x12O\n\x06\x45vents\x12 .holdfast.admin.v1.EventsRequest\x1a!.holdfast.admin.v1.EventsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -51,30 +51,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CRASHESRESPONSE']._serialized_end=775
   _globals['_CRASH']._serialized_start=778
   _globals['_CRASH']._serialized_end=968
-  _globals['_KILLACTORREQUEST']._serialized_start=970
-  _globals['_KILLACTORREQUEST']._serialized_end=1002
-  _globals['_KILLACTORRESPONSE']._serialized_start=1004
-  _globals['_KILLACTORRESPONSE']._serialized_end=1023
-  _globals['_BIND']._serialized_start=1025
-  _globals['_BIND']._serialized_end=1082
-  _globals['_CREATECONTAINERREQUEST']._serialized_start=1085
-  _globals['_CREATECONTAINERREQUEST']._serialized_end=1524
-  _globals['_CREATECONTAINERREQUEST_LABELSENTRY']._serialized_start=1479
-  _globals['_CREATECONTAINERREQUEST_LABELSENTRY']._serialized_end=1524
-  _globals['_CREATECONTAINERRESPONSE']._serialized_start=1526
-  _globals['_CREATECONTAINERRESPONSE']._serialized_end=1580
-  _globals['_EVENTSREQUEST']._serialized_start=1582
-  _globals['_EVENTSREQUEST']._serialized_end=1644
-  _globals['_EVENTSRESPONSE']._serialized_start=1646
-  _globals['_EVENTSRESPONSE']._serialized_end=1745
-  _globals['_IMPORTREQUEST']._serialized_start=1747
-  _globals['_IMPORTREQUEST']._serialized_end=1816
-  _globals['_IMPORTRESPONSE']._serialized_start=1818
-  _globals['_IMPORTRESPONSE']._serialized_end=1881
-  _globals['_EXPORTREQUEST']._serialized_start=1883
-  _globals['_EXPORTREQUEST']._serialized_end=1914
-  _globals['_EXPORTRESPONSE']._serialized_start=1916
-  _globals['_EXPORTRESPONSE']._serialized_end=1946
-  _globals['_ADMIN']._serialized_start=1949
-  _globals['_ADMIN']._serialized_end=2623
+  _globals['_FAULTSREQUEST']._serialized_start=970
+  _globals['_FAULTSREQUEST']._serialized_end=985
+  _globals['_FAULTSRESPONSE']._serialized_start=987
+  _globals['_FAULTSRESPONSE']._serialized_end=1045
+  _globals['_FAULT']._serialized_start=1048
+  _globals['_FAULT']._serialized_end=1186
+  _globals['_REMOVEFAULTSREQUEST']._serialized_start=1188
+  _globals['_REMOVEFAULTSREQUEST']._serialized_end=1235
+  _globals['_REMOVEFAULTSRESPONSE']._serialized_start=1237
+  _globals['_REMOVEFAULTSRESPONSE']._serialized_end=1302
+  _globals['_KILLACTORREQUEST']._serialized_start=1304
+  _globals['_KILLACTORREQUEST']._serialized_end=1336
+  _globals['_KILLACTORRESPONSE']._serialized_start=1338
+  _globals['_KILLACTORRESPONSE']._serialized_end=1357
+  _globals['_BIND']._serialized_start=1359
+  _globals['_BIND']._serialized_end=1416
+  _globals['_CREATECONTAINERREQUEST']._serialized_start=1419
+  _globals['_CREATECONTAINERREQUEST']._serialized_end=1858
+  _globals['_CREATECONTAINERREQUEST_LABELSENTRY']._serialized_start=1813
+  _globals['_CREATECONTAINERREQUEST_LABELSENTRY']._serialized_end=1858
+  _globals['_CREATECONTAINERRESPONSE']._serialized_start=1860
+  _globals['_CREATECONTAINERRESPONSE']._serialized_end=1914
+  _globals['_EVENTSREQUEST']._serialized_start=1916
+  _globals['_EVENTSREQUEST']._serialized_end=1978
+  _globals['_EVENTSRESPONSE']._serialized_start=1980
+  _globals['_EVENTSRESPONSE']._serialized_end=2079
+  _globals['_IMPORTREQUEST']._serialized_start=2081
+  _globals['_IMPORTREQUEST']._serialized_end=2150
+  _globals['_IMPORTRESPONSE']._serialized_start=2152
+  _globals['_IMPORTRESPONSE']._serialized_end=2215
+  _globals['_EXPORTREQUEST']._serialized_start=2217
+  _globals['_EXPORTREQUEST']._serialized_end=2248
+  _globals['_EXPORTRESPONSE']._serialized_start=2250
+  _globals['_EXPORTRESPONSE']._serialized_end=2280
+  _globals['_ADMIN']._serialized_start=2283
+  _globals['_ADMIN']._serialized_end=3133
 # @@protoc_insertion_point(module_scope)
