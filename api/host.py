@@ -9,7 +9,6 @@ sockets. Leaving the block ends actors and helper processes in order; containers
 next host with the same root and state takes them up again.
 """
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -26,7 +25,7 @@ import structlog
 import trio
 
 from ..actors.actor import Actor
-from ..actors.errors import FailedPrecondition, NotFound, Refusal
+from ..actors.errors import NotFound, Refusal
 from ..actors.exits import KILL
 from ..actors.reference import Ref
 from ..actors.system import System
@@ -37,6 +36,7 @@ from ..runtime.oci import find_program
 from ..runtime.records import task_name
 from ..runtime.shims import spawn_shim
 from ..runtime.stdio import Stdio
+from ..runtime.taskfaults import TaskFaults
 from ..runtime.tasks import Process, StartChild, Tasks
 from ..runtime.users import FILE_BYTES_MAX, Accounts
 from ..storage.collector import Collector, Reclaim
@@ -66,12 +66,12 @@ from . import logfiles
 from .config import Config, load
 from .identity import lasting_uuid
 from .log import set_up_logging
+from .rootlock import root_lock
 from .tree import EXECS, INGESTS, TASKS, WORKERS, host_tree
 from .treetext import node_to, tree_lines
 from .watch import watched_loop
 
 DIRECTORY_MODE = 0o700
-LOCK_NAME = "lock"
 DATABASE_NAME = "holdfast.db"
 DEFAULT_NAMESPACE = "default"
 
@@ -345,8 +345,7 @@ async def open_host(config: Config, serving: Serving | None = None) -> AsyncGene
     FailedPrecondition when another host uses the same root.
     """
     prepare_directories(config)
-    lock = lock_root(config.root)
-    try:
+    with root_lock(config.root):
         async with (
             watched_loop(),
             System.open(stop_within_s=config.shutdown_within_s) as system,
@@ -362,8 +361,6 @@ async def open_host(config: Config, serving: Serving | None = None) -> AsyncGene
             finally:
                 with trio.CancelScope(shield=True):
                     await host.close()
-    finally:
-        os.close(lock)
 
 
 class HostFailed(Exception):
@@ -393,12 +390,13 @@ async def build(config: Config, system: System, store: Store) -> Host:
     images, containers = Images(store), Containers(store)
     leases = Leases(store)
     image_keeper = ImageKeeper(content, images, leases, workers)
-    ground = Ground(store=store, state=config.state, spawn_shim=spawn_shim)
+    task_faults = TaskFaults(store, config.state)
+    ground = Ground(store=store, state=config.state, spawn_shim=spawn_shim, faults=task_faults)
     start_task = partial(start_child, system.at(TASKS))
     start_exec = partial(start_child, system.at(EXECS))
     reclaim: dict[str, Reclaim] = {"content": content.reclaim, "ingest": content.reclaim}
     collector = Collector(store, reclaim)
-    keepers: list[FaultKeeper] = [ContentFaults(content)]
+    keepers: list[FaultKeeper] = [task_faults, ContentFaults(content)]
     keepers += [SnapshotFaults(snapshots) for snapshots in snapshotters.values()]
     return Host(
         config=config,
@@ -466,14 +464,3 @@ def prepare_directories(config: Config) -> None:
     for path in (config.root, config.state):
         path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
         path.chmod(DIRECTORY_MODE)
-
-
-def lock_root(root: Path) -> int:
-    """Hold the root for this process; the kernel lets go when it ends, however it ends."""
-    lock = os.open(root / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise FailedPrecondition(f"{root} is in use by another host") from None
-    return lock

@@ -7,7 +7,8 @@ twenty. We end when the daemon's end of the socket closes; the shims live on. As
 the containers of shims that were killed, reap them, and remember how they ended, so that the shim
 which adopts them can tell.
 
-Run as `python -I -m holdfast.runtime.forkserver FD STATE`. Standard library and cbor2 alone.
+Run as `python -I -m holdfast.runtime.forkserver FD STATE [no-pins]`. Standard library and cbor2
+alone.
 """
 
 import gc
@@ -23,6 +24,8 @@ from typing import Any, Final
 from ..actors import failpoints
 from ..actors.errors import NotFound, Refusal, Unavailable, Unimplemented
 from . import frames, oci, procfs, shim, syscalls
+from .guarantee import Guarantee, Level
+from .latereaper import LATE_S, LateReaper
 from .vault import Vault, open_vault, teardown
 
 ORPHANS_MAX: Final = 4096
@@ -34,13 +37,16 @@ LOCK_LOOK_S: Final = 0.001
 class ForkServer:
     """Serves one connection. `run` returns None at its end, or in a child the child's job."""
 
-    def __init__(self, connection: socket.socket, state: str = "") -> None:
+    def __init__(self, connection: socket.socket, state: str = "", pins: str = "pins") -> None:
         self._connection = connection
         self._state = state
+        self._pins = pins == "pins"
         self._vault: Vault | None = None
-        self._no_vault = "it has no state directory"
+        self._guarantee = Guarantee(Level.PROCESSES, "there is no state directory")
         self._decoder = frames.Decoder()
         self._sealed: dict[str, int] = {}
+        self._late_reaper: LateReaper | None = None
+        self._look_every_s: float | None = None
         self._orphans: dict[procfs.Identity, tuple[int, int]] = {}
         self._shims: set[int] = set()
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -51,19 +57,24 @@ class ForkServer:
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         self._seal()
         self._open_vault()
+        if self._guarantee.level is not Level.PINS:
+            self._late_reaper, self._look_every_s = LateReaper(), LATE_S / 2
         gc.collect()
         gc.freeze()
         self._send(
             {
                 "holdfast": frames.PROTOCOL_VERSION,
                 "pid": os.getpid(),
-                "no_vault": "" if self._vault is not None else self._no_vault,
+                "guarantee": str(self._guarantee.level),
+                "why_no_stronger": self._guarantee.reason,
             }
         )
         while True:
-            ready, _, _ = select.select([self._connection.fileno(), self._wake_read], [], [])
+            descriptors = [self._connection.fileno(), self._wake_read]
+            ready, _, _ = select.select(descriptors, [], [], self._look_every_s)
             if self._wake_read in ready:
                 os.read(self._wake_read, 4096)
+            if self._wake_read in ready or not ready:
                 self._reap()
             if self._connection.fileno() in ready:
                 data = self._connection.recv(READ_BYTES_MAX)
@@ -138,7 +149,13 @@ class ForkServer:
             try:
                 self._vault = open_vault(self._state)
             except OSError as error:
-                self._no_vault = str(error)
+                self._guarantee = Guarantee(Level.PROCESSES, str(error))
+            else:
+                self._guarantee = Guarantee(Level.PINS)
+                self._vault.keeps_processes &= self._pins
+                if not self._vault.keeps_processes:
+                    reason = "before Linux 6.15 no pidfd tells how a reaped process ended"
+                    self._guarantee = Guarantee(Level.SUBREAPERS, reason)
 
     def _leave_vault(self) -> None:
         """A vault that keeps nothing goes with us."""
@@ -155,6 +172,9 @@ class ForkServer:
             pass  # then shims run what their options name, from its file
 
     def _reap(self) -> None:
+        if self._late_reaper is not None:
+            self._reap_late(self._late_reaper)
+            return
         while True:
             try:
                 found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -168,9 +188,20 @@ class ForkServer:
             if found.si_pid in self._shims:
                 self._shims.discard(found.si_pid)
             elif identity is not None:
-                self._orphans[identity] = (wait_status, time.time_ns())
-                if len(self._orphans) > ORPHANS_MAX:
-                    del self._orphans[next(iter(self._orphans))]
+                self._remember(identity, wait_status)
+
+    def _reap_late(self, reaper: LateReaper) -> None:
+        for identity, wait_status in reaper.look():
+            if identity.pid in self._shims:
+                os.waitpid(identity.pid, 0)
+                self._shims.discard(identity.pid)
+            else:
+                self._remember(identity, wait_status)
+
+    def _remember(self, identity: procfs.Identity, wait_status: int) -> None:
+        self._orphans[identity] = (wait_status, time.time_ns())
+        if len(self._orphans) > ORPHANS_MAX:
+            del self._orphans[next(iter(self._orphans))]
 
     def _send(self, message: Mapping[str, Any]) -> None:
         self._connection.sendall(frames.encode(message))

@@ -13,6 +13,7 @@ from ..actors.errors import Unavailable
 from ..storage.store import Store
 from .shimclient import ShimClient
 from .shimlink import ShimLink, SpawnShim
+from .taskfaults import TaskFaults
 
 ASK_AGAIN_S = 0.005
 
@@ -31,11 +32,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ground:
-    """The store, the way to a new shim, the links, the limits."""
+    """The store, the way to a new shim, what is in doubt, the links, the limits."""
 
     store: Store
     state: Path
     spawn_shim: SpawnShim
+    faults: TaskFaults
     limits: Limits = Limits()
     links: dict[str, ShimLink] = field(default_factory=dict[str, ShimLink])
     """By the name of the task actor that owns the link."""

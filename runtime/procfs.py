@@ -73,6 +73,17 @@ def open_pidfd(process: Identity) -> int | None:
     return pidfd
 
 
+def children() -> list[int]:
+    """The pids of this process's children."""
+    found: list[int] = []
+    for task in os.listdir("/proc/self/task"):
+        try:
+            found += map(int, Path(f"/proc/self/task/{task}/children").read_text().split())
+        except (FileNotFoundError, ProcessLookupError):
+            pass  # a thread that has just ended
+    return found
+
+
 def read_identity(path: str) -> Identity | None:
     """A process as `write_identity` wrote it down; None where nothing whole is written."""
     try:

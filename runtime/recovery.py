@@ -17,26 +17,23 @@ from ..actors.actor import Actor
 from ..actors.errors import FailedPrecondition, Refusal
 from ..actors.exits import StartFailed
 from ..actors.reference import Ref
+from ..storage.faults import Fault
 from . import ledger, task
 from .bundle import BundleName, bundle_path, leftovers, remove_bundle
 from .ground import Ground
 from .records import EXEC, TASK, ExecRecord, State, TaskRecord
 from .shimclient import ShimClient
+from .taskfaults import BUNDLE
 from .tasks import StartChild, exec_child, task_child
 
 AT_ONCE_MAX = 32
 EACH_WITHIN_S = 30.0
 FIRST_WITHIN_S = 1.0
 
+What = tuple[str, str, str]
+"""Kind, namespace and key of a fault."""
+
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Damaged:
-    """Something that was left alone, and why."""
-
-    what: str
-    reason: str
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,7 +43,7 @@ class Recovered:
     tasks: int = 0
     execs: int = 0
     cleaned: list[str] = field(default_factory=list[str])
-    damaged: list[Damaged] = field(default_factory=list[Damaged])
+    damaged: list[Fault] = field(default_factory=list[Fault])
 
 
 class Recovery:
@@ -61,6 +58,7 @@ class Recovery:
 
     async def run(self) -> Recovered:
         """Bring back all that can be; never raises for what cannot."""
+        self._ground.faults.clear()
         tasks, execs = self._records()
         known = [BundleName(namespace=record.namespace, id=record.id) for record in tasks]
         known += [
@@ -70,15 +68,18 @@ class Recovery:
         left = await trio.to_thread.run_sync(leftovers, self._ground.state, known)
         async with trio.open_nursery() as nursery:
             for record in tasks:
-                nursery.start_soon(self._each, record.name, self._task, record)
+                what = (TASK, record.namespace, record.id)
+                nursery.start_soon(self._each, what, self._task, record)
             for added in execs:
-                nursery.start_soon(self._each, added.name, self._exec, added)
+                what = (EXEC, added.namespace, added.key)
+                nursery.start_soon(self._each, what, self._exec, added)
             for bundle in left:
-                nursery.start_soon(
-                    self._each, f"bundle {bundle.namespace}/{bundle.id}", self._leftover, bundle
-                )
+                what = (BUNDLE, bundle.namespace, bundle.id)
+                nursery.start_soon(self._each, what, self._leftover, bundle)
         found = self._found
-        log.info("tasks.recovered", tasks=found.tasks, execs=found.execs, damaged=found.damaged)
+        log.info(
+            "tasks.recovered", tasks=found.tasks, execs=found.execs, damaged=len(found.damaged)
+        )
         return found
 
     def _records(self) -> tuple[Sequence[TaskRecord], Sequence[ExecRecord]]:
@@ -88,15 +89,15 @@ class Recovery:
             try:
                 tasks.append(TaskRecord.from_record(row.namespace, row.key, row.value))
             except Refusal as error:
-                self._damaged(f"task {row.namespace}/{row.key}", error)
+                self._damaged((TASK, row.namespace, row.key), error)
         for row in self._ground.store.scan(EXEC):
             try:
                 execs.append(ExecRecord.from_record(row.namespace, row.key, row.value))
             except Refusal as error:
-                self._damaged(f"exec {row.namespace}/{row.key}", error)
+                self._damaged((EXEC, row.namespace, row.key), error)
         return tasks, execs
 
-    async def _each(self, what: str, work: Callable[[Any], Awaitable[None]], subject: Any) -> None:
+    async def _each(self, what: What, work: Callable[[Any], Awaitable[None]], subject: Any) -> None:
         async with self._room:
             with trio.move_on_after(EACH_WITHIN_S) as scope:
                 try:
@@ -139,9 +140,10 @@ class Recovery:
         await trio.to_thread.run_sync(remove_bundle, bundle)
         self._found.cleaned.append(f"bundle {name.namespace}/{name.id}")
 
-    def _damaged(self, what: str, error: BaseException) -> None:
-        log.error("tasks.damaged", what=what, reason=str(error))
-        self._found.damaged.append(Damaged(what=what, reason=str(error)))
+    def _damaged(self, what: What, error: BaseException) -> None:
+        kind, namespace, key = what
+        log.error("tasks.damaged", kind=kind, namespace=namespace, key=key, reason=str(error))
+        self._found.damaged.append(self._ground.faults.add(kind, namespace, key, str(error)))
 
 
 class Recoverer(Actor):

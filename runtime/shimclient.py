@@ -28,6 +28,7 @@ import trio
 from ..actors import failpoints
 from ..actors.errors import NotFound, Unavailable
 from .connection import Connection
+from .guarantee import Guarantee, Level
 from .stdio import Stdio
 
 CONNECT_TIMEOUT_S = 5.0
@@ -121,16 +122,23 @@ class ForkServer(Connection):
 
     @classmethod
     async def start(
-        cls, state: Path | None = None, *, timeout_s: float = CONNECT_TIMEOUT_S * 4
+        cls,
+        state: Path | None = None,
+        *,
+        pins: bool = True,
+        timeout_s: float = CONNECT_TIMEOUT_S * 4,
     ) -> Self:
-        """Starts the program and waits until it can fork. The vault is in the state directory."""
+        """Starts the program and waits until it can fork. The vault is in the state directory.
+
+        Without `pins` no process is pinned, as before Linux 6.15.
+        """
         ours, theirs = socket.socketpair()
         with theirs:
             failpoints.reach("fork_server.spawn")
             process = subprocess.Popen(  # noqa: ASYNC220 - a fork, not a wait
                 [
                     *(sys.executable, "-I", "-m", "holdfast.runtime.forkserver"),
-                    *(str(theirs.fileno()), str(state or "")),
+                    *(str(theirs.fileno()), str(state or ""), *(() if pins else ("no-pins",))),
                 ],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -154,9 +162,9 @@ class ForkServer(Connection):
         return self.process.pid
 
     @property
-    def no_vault(self) -> str:
-        """Why this host has no vault; empty when it has one."""
-        return str(self.hello.get("no_vault", ""))
+    def guarantee(self) -> Guarantee:
+        """What this host's kernel keeps for us."""
+        return Guarantee(Level(self.hello["guarantee"]), str(self.hello["why_no_stronger"]))
 
     async def spawn_shim(
         self, bundle: Path, *, adopt: bool = False, timeout_s: float = CALL_TIMEOUT_S

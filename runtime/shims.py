@@ -9,6 +9,7 @@ refusal; only the server's death is this actor's.
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
 import trio
 
 from ..actors import failpoints
@@ -17,10 +18,15 @@ from ..actors.errors import Unavailable
 from ..actors.exits import ActorExited
 from ..actors.message import Request
 from ..actors.system import System
+from .guarantee import Level
+from .latereaper import LATE_S, LateReaper
 from .shimclient import ForkServer
+from .syscalls import become_subreaper
 
 NAME = "fork-server"
 SPAWN_WITHIN_S = 15.0
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +38,23 @@ class ForkServerGone(Exception):
     """The fork server ended, which it never does by itself."""
 
 
+async def fork_server() -> ForkServer:
+    """The running system's fork server; Unavailable while it is being started anew."""
+    shims = System.current().whereis(NAME)
+    if shims is None:
+        raise Unavailable("the fork server is being started")
+    try:
+        return await shims.call(GetServer(), timeout_s=SPAWN_WITHIN_S)
+    except ActorExited as error:
+        raise Unavailable(f"the fork server is gone: {error}") from error
+
+
 async def spawn_shim(bundle: Path, /, *, adopt: bool = False) -> int:
     """Fork a shim for the bundle through the running system's fork server; its pid.
 
     Unavailable while the server is being started anew, or when it does not answer.
     """
-    shims = System.current().whereis(NAME)
-    if shims is None:
-        raise Unavailable("the fork server is being started")
-    try:
-        server = await shims.call(GetServer(), timeout_s=SPAWN_WITHIN_S)
-    except ActorExited as error:
-        raise Unavailable(f"the fork server is gone: {error}") from error
+    server = await fork_server()
     # Asked over its own connection, not through the mailbox: forks run beside each other.
     failpoints.passed("shim.spawn")
     pid = await server.spawn_shim(bundle, adopt=adopt)
@@ -73,6 +84,8 @@ class Shims(Actor):
     async def _run(self) -> None:
         server = self._server = await ForkServer.start(self._state)
         self._started.set()
+        if server.guarantee.level is not Level.PINS:
+            self.spawn_task(_inherit)
         try:
             await server.run()
         finally:
@@ -82,3 +95,13 @@ class Shims(Actor):
 
     def describe_state(self) -> str:
         return f"fork server {self._server.pid}" if self._server is not None else "starting"
+
+
+async def _inherit() -> None:
+    """Takes over what shims and a fork server leave when they die, and reaps it late."""
+    become_subreaper()
+    reaper = LateReaper()
+    while True:
+        for identity, _ in reaper.look():
+            log.debug("orphan.ended", pid=identity.pid)
+        await trio.sleep(LATE_S / 2)

@@ -1,6 +1,7 @@
-"""info, version, tree, crashes, events, completion: the daemon itself."""
+"""info, version, tree, crashes, events, system, completion: the daemon itself."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
@@ -9,8 +10,12 @@ from click.shell_completion import get_completion_class
 from google.protobuf import json_format
 from google.protobuf.empty_pb2 import Empty
 
+from ...actors.errors import FailedPrecondition
+from ...runtime import vault
+from ..config import load
 from ..identity import REVISION, VERSION
 from ..proto.services import admin_pb2, version_pb2
+from ..rootlock import root_lock
 from ..treetext import tree_lines
 from .output import format_option, moment, records, say
 from .session import Where
@@ -107,6 +112,30 @@ def crashes(where: Where, output_format: str, traceback: bool) -> None:
             say(f"\n{report.supervisor} / {report.child}\n{report.traceback}")
 
 
+@click.group(name="system")
+def system_() -> None:
+    """The host itself, with no daemon running."""
+
+
+@system_.command()
+@click.option("--config", "-c", "config_path", type=click.Path(path_type=Path), help="TOML file.")
+@click.option("--state", type=click.Path(path_type=Path), help="The daemon's state directory.")
+@click.option("--force", is_flag=True, help="Also when containers have something pinned.")
+def teardown(config_path: Path | None, state: Path | None, force: bool) -> None:
+    """Remove what the kernel keeps for Holdfast, before it is uninstalled.
+
+    That is a mount namespace, bound in the state directory, with the exits and the unread output
+    of containers; what containers have in it is lost. Refused while a daemon runs.
+    """
+    config = load(config_path, {"state": state.absolute() if state else None})
+    with root_lock(config.root):
+        kept = vault.pins(str(config.state))
+        if kept and not force:
+            bundles = sorted({pin.partition("/")[0].replace(",", "/") for pin in kept})
+            raise FailedPrecondition(f"pinned for {', '.join(bundles)}; --force gives it up")
+        say("removed" if vault.teardown(str(config.state)) else "nothing is kept")
+
+
 @click.command(name="kill-actor", hidden=True)
 @click.argument("name")
 @click.pass_obj
@@ -183,4 +212,4 @@ def completion(context: click.Context, shell: str) -> None:
     say(kind(root, {}, "holdfast", "_HOLDFAST_COMPLETE").source())
 
 
-COMMANDS = (info, version, tree, crashes, events, kill_actor, completion)
+COMMANDS = (info, version, tree, crashes, events, system_, kill_actor, completion)

@@ -8,6 +8,7 @@ import trio
 
 from ...actors.errors import InvalidArgument
 from ...runtime.launch import Wanted
+from ...runtime.shims import fork_server
 from ...runtime.spec import BindMount
 from ...storage.events import GAP_TOPIC, Event
 from ...storage.faults import Fault
@@ -22,10 +23,6 @@ from ..treetext import node_to
 from .events import to_envelope
 
 EXPORT_CHUNK = 1 << 20
-GUARANTEE = (
-    "containers outlive the daemon, the fork server and their shims; exit records are on disk"
-    " before they are told"
-)
 
 ImportCall = Call[pb.ImportRequest, pb.ImportResponse]
 
@@ -50,7 +47,7 @@ def service(host: Host) -> Service:
             tasks=host.store.count("task", namespace or None),
             images=host.store.count("image", namespace or None),
             sequence=host.events.last_seq,
-            guarantee=GUARANTEE,
+            guarantee=str((await fork_server()).guarantee),
         )
 
     async def tree(_request: pb.TreeRequest, _: Context) -> pb.TreeResponse:

@@ -13,6 +13,7 @@ import trio
 
 from holdfast.actors.errors import NotFound, Unavailable, Unimplemented, Unknown
 from holdfast.runtime import procfs
+from holdfast.runtime.guarantee import Level
 from holdfast.runtime.shimclient import ForkServer, ProcessState, RuntimeOptions, ShimClient
 from holdfast.runtime.stdio import Stdio
 
@@ -232,6 +233,33 @@ async def test_unread_output_and_every_exit_outlive_all_processes(house, setting
     assert Path(err).read_bytes() == b"late\n"
     await task.client.delete()
     assert await pins(house, "print(*v.pins())") == ""
+
+
+async def test_without_pins_the_fork_server_tells_what_it_inherited(house, settings) -> None:
+    assert house.server.guarantee.level is Level.PINS
+    await house.server.aclose()
+    await trio.to_thread.run_sync(house.server.process.wait)
+    await house.renew(pins=False)
+    assert house.server.guarantee.level is Level.SUBREAPERS
+    task = await house.task(["/bin/sh", "-c", "sleep 0.3; echo out; exit 9"])
+    out = task.fifo("out")
+    await task.create(Stdio(stdout=out))
+    await task.client.start()
+    await task.client.exec("e", spec(settings, "sleep 0.2; exit 3"), Stdio())
+    await task.client.start("e")
+    await task.client.exec("late", spec(settings, "read line"), Stdio())
+    await kill_shim(task)
+    await trio.sleep(0.1)
+    await task.connect(adopt=True)  # while both live
+    assert (await stopped(task, "e")).exit_status == 3
+    await kill_shim(task)
+    await trio.sleep(0.5)
+    await task.connect(adopt=True)  # after both have ended
+    first = await stopped(task)
+    assert (first.exit_status, first.lost) == (9, False)
+    assert Path(out).read_bytes() == b"out\n"
+    assert (await task.client.delete()).status == 9
+    assert sorted(path.name for path in task.bundle.iterdir() if "pin-" in path.name) == []
 
 
 async def test_a_terminal_outlives_all_but_its_keeper(house, settings) -> None:

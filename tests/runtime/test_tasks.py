@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -37,10 +37,12 @@ from holdfast.runtime.shims import NAME as FORK_SERVER
 from holdfast.runtime.shims import GetServer, Shims, spawn_shim
 from holdfast.runtime.spec import Wishes, make_process, make_spec, spec_bytes
 from holdfast.runtime.stdio import Stdio
+from holdfast.runtime.taskfaults import TaskFaults
 from holdfast.runtime.tasks import StartChild, Tasks
 from holdfast.runtime.vault import teardown
 from holdfast.storage.containers import Container, Containers, Opaque, Runtime
 from holdfast.storage.events import Event
+from holdfast.storage.faults import Fault
 from holdfast.storage.mounts import Mount
 from holdfast.storage.store import Store
 from holdfast.supervision.dynamic import DynamicSupervisor
@@ -129,7 +131,11 @@ async def life(root: Path, busybox: Path, limits: Limits | None = None) -> Async
         await DynamicSupervisor.spawn(name="tasks", intensity=OFTEN)
         await DynamicSupervisor.spawn(name="execs", intensity=OFTEN)
         ground = Ground(
-            store=store, state=root / "state", spawn_shim=spawn_shim, limits=limits or Limits()
+            store=store,
+            state=root / "state",
+            spawn_shim=spawn_shim,
+            faults=TaskFaults(store, root / "state"),
+            limits=limits or Limits(),
         )
         start_task = partial(start_child, system.at("tasks"))
         start_exec = partial(start_child, system.at("execs"))
@@ -239,6 +245,10 @@ async def test_events_bear_containerds_fields(host: Host) -> None:
 
 
 PROCESS = json.dumps(make_process(Wishes(args=["true"], env=["PATH=/bin"]))).encode()
+
+
+def about(faults: Sequence[Fault]) -> list[tuple[str, str, str]]:
+    return [(fault.kind, fault.namespace, fault.key) for fault in faults]
 
 
 def process(*args: str) -> bytes:
@@ -598,7 +608,9 @@ async def test_what_a_crash_cut_short_is_undone_and_damage_is_skipped(
             while cell.found is None:
                 await trio.sleep(0.02)
         assert sorted(cell.found.cleaned) == [f"bundle {NS}/left", task_name(NS, "half")]
-        assert [damaged.what for damaged in cell.found.damaged] == [f"task {NS}/bad"]
+        assert [
+            (damaged.kind, damaged.namespace, damaged.key) for damaged in cell.found.damaged
+        ] == [("task", NS, "bad")]
         assert sorted(p.id for p in host.tasks.list(NS)) == ["gone", "good"]
         assert not bundle_path(host.ground.state, NS, "half").exists()
         await host.container("gone", "true")
@@ -618,12 +630,31 @@ async def test_a_bundle_with_a_live_process_and_no_record_is_left_alone(host: Ho
     actor.shutdown()
     await actor.wait_exit()
     found = await host.recover()
-    assert [damaged.what for damaged in found.damaged] == [f"bundle {NS}/lost"]
+    assert about(found.damaged) == [("bundle", NS, "lost")]
     assert "no record tells whose" in found.damaged[0].reason
     os.kill(pid, 0)
+    faults = host.ground.faults
+    assert list(faults.faults()) == found.damaged
     await host.store.write(lambda tx: tx.put(TASK, NS, "lost", record))
     assert (await host.recover()).tasks == 1
+    assert faults.faults() == []
     await host.end("lost")
+
+
+async def test_a_bundle_that_is_given_up_ends(host: Host) -> None:
+    pid = await host.run("lost")
+    await host.store.write(lambda tx: tx.delete(TASK, NS, "lost"))
+    actor = host.system.whereis(task_name(NS, "lost"))
+    assert actor is not None
+    actor.shutdown()
+    await actor.wait_exit()
+    (fault,) = (await host.recover()).damaged
+    await host.ground.faults.give_up(fault)
+    assert host.ground.faults.faults() == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert not bundle_path(host.ground.state, NS, "lost").exists()
+    assert cgroups() == []
 
 
 async def test_execs_are_recovered_each_by_itself(host: Host) -> None:
@@ -651,7 +682,7 @@ async def test_execs_are_recovered_each_by_itself(host: Host) -> None:
     found = await host.recover()
     assert (found.tasks, found.execs) == (1, 2)
     assert found.cleaned == [exec_name(NS, "nobody", "orphan")]
-    assert [damaged.what for damaged in found.damaged] == [f"exec {NS}/web/bad"]
+    assert about(found.damaged) == [("exec", NS, "web/bad")]
     await host.tasks.start(NS, "web", "waits")
     assert host.tasks.get(NS, "web", "runs").status == "RUNNING"
 
