@@ -63,9 +63,17 @@ def command(kind: str, base: Path, *, for_crun: bool = False, log_level: str = "
 
 @contextlib.contextmanager
 def running(
-    kind: str, base: Path, *, for_crun: bool = False, log_level: str = "info"
+    kind: str,
+    base: Path,
+    *,
+    for_crun: bool = False,
+    log_level: str = "info",
+    containers_live_on: bool = False,
 ) -> Iterator[Daemon]:
-    """Start the daemon, wait until it accepts, end it afterwards and wait for its end."""
+    """Start the daemon, wait until it accepts, end it afterwards and wait for its end.
+
+    What it ran is ended too, unless it is to live on.
+    """
     base.mkdir(parents=True, exist_ok=True)
     log = base / "daemon.log"
     with log.open("ab") as output:
@@ -87,7 +95,8 @@ def running(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        end_shims_of(base)
+        if not containers_live_on:
+            end_shims_of(base)
 
 
 def _wait_until_it_accepts(process: subprocess.Popen[bytes], address: Path, log: Path) -> None:

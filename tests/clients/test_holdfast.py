@@ -268,6 +268,7 @@ def test_the_daemon_tells_about_itself(holdfast: Holdfast, name: str) -> None:
     facts = json.loads(holdfast.run("info", "--format", "json"))
     assert facts["runtime"].split()[0] in ("crun", "runc")
     assert facts["cgroups"] in ("v1", "hybrid", "v2")
+    assert facts["guarantee"].startswith(("pins: exit", "subreapers: output"))
     tree = holdfast.run("tree")
     assert "holdfast  running" in tree
     assert name in tree
@@ -313,6 +314,28 @@ def test_events_are_replayed_from_a_sequence_and_then_live(holdfast: Holdfast, n
     assert wanted[:5] == [
         "/containers/create", "/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete",
     ]  # fmt: skip
+
+
+def test_teardown_gives_back_what_the_kernel_keeps(tmp_path: Path) -> None:
+    archive = tmp_path / "busybox.tar"
+    busybox_image.build(archive)
+    base = tmp_path / "host"
+    config = tmp_path / "config.toml"
+    config.write_text(f'root = "{base}/root"\nstate = "{base}/state"\n')
+    teardown = ("system", "teardown", "--config", str(config))
+    with running("holdfast", base, containers_live_on=True) as daemon:
+        holdfast = Holdfast(daemon)
+        holdfast.run("import", str(archive))
+        holdfast.run("run", "-d", "--name", "stays", IMAGE, "sleep", "1000")
+        assert "in use by another host" in holdfast.refused(*teardown)
+    assert "pinned for default/stays; --force gives it up" in holdfast.refused(*teardown)
+    assert holdfast.run(*teardown, "--force") == "removed\n"
+    assert not (base / "state/vault").exists()
+    with running("holdfast", base):
+        (row,) = holdfast.records("ps")
+        assert (row["name"], row["status"]) == ("stays", "running")
+        holdfast.run("rm", "--force", "stays")
+    assert holdfast.run(*teardown) == "nothing is kept\n"
 
 
 def test_completion_is_a_shell_script(holdfast: Holdfast) -> None:
