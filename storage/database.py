@@ -134,8 +134,10 @@ class Journal:
 class Database:
     """The open database. Belongs to the thread that opened it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, filled: bool = False) -> None:
+        """Open or make it. `filled`: it is known to hold something, so an empty one is damaged."""
         self._path = path
+        self._filled = filled
         self.journals: Sequence[Journal] = ()
         """Who is told of the keys that are put."""
         self._lock_fd = _lock(path)
@@ -158,6 +160,8 @@ class Database:
         expected = (APPLICATION_ID, True) if version else (0, False)
         if (application, tables > 0) != expected or not 0 <= version < PLAUSIBLE_VERSIONS:
             raise sqlite3.DatabaseError("the header is not one that Holdfast wrote")
+        if version == 0 and self._filled:
+            raise sqlite3.DatabaseError("nothing is left in it")
         if version > SCHEMA_VERSION:
             raise SchemaTooNew(
                 f"{self._path} has schema {version}, this Holdfast knows {SCHEMA_VERSION}"
@@ -253,6 +257,39 @@ class Database:
         last = int((row.fetchone() or (0,))[0])
         first, newest = self.connection.execute("SELECT min(seq), max(seq) FROM event").fetchone()
         return (last + 1, last) if first is None else (int(first), max(last, int(newest)))
+
+    def commits(self) -> int:
+        """How many commits this database has had; for a new one, and one of an older version,
+        counting begins here."""
+        query = "SELECT seq FROM sqlite_sequence WHERE name = 'commit'"
+        row = self.connection.execute(query).fetchone()
+        if row is None:
+            self.connection.execute("INSERT INTO sqlite_sequence VALUES ('commit', 0)")
+        return int(row[0]) if row else 0
+
+    def count_commit(self) -> None:
+        """Within a transaction: count its commit. Beside the events' sequence, on the page that
+        changes with nearly every commit anyway."""
+        self.connection.execute("UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'commit'")
+
+    def note_lost(self, reason: str, at_ns: int, sequences: int) -> None:
+        """Note that something was lost with the file itself, and leave out the sequence numbers
+        that events which are lost may have had."""
+        execute = self.connection.execute
+        execute("BEGIN IMMEDIATE")
+        execute(
+            "INSERT INTO damaged (kind, namespace, key, value, reason, found_at_ns)"
+            " VALUES ('', '', '', NULL, ?, ?)",
+            (reason, at_ns),
+        )
+        if sequences:
+            (newest,) = execute("SELECT coalesce(max(seq), 0) FROM event").fetchone()
+            _, last = self.event_bounds()
+            execute("DELETE FROM sqlite_sequence WHERE name = 'event'")
+            execute(
+                "INSERT INTO sqlite_sequence VALUES ('event', ?)", (max(newest, last) + sequences,)
+            )
+        execute("COMMIT")
 
     def trim_events(self, before_seq: int) -> None:
         """Forget the events older than `before_seq`."""

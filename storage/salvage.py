@@ -1,10 +1,10 @@
 """Salvage: a new database of what can still be read of a damaged one.
 
 The damaged file is kept beside the new one, for repair by hand, until its fault is removed. Each
-table is read from its beginning until the damage, then from its end back to it. What lay between
-is lost; that some may be is noted in `damaged`, and a reader of events is told of the gap. Where
-the file's first page is lost, that of an empty database stands in for it: our tables begin at the
-same pages in each.
+table is read from its beginning until the damage, then from its end back to it; what sound pages
+hold in between is found by `scavenge.py`. That the rest is lost is noted in `damaged`, and a reader
+of events is told of the gap. Where the file's first page is lost, that of an empty database stands
+in for it: our tables begin at the same pages in each.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from typing import Any
 import structlog
 
 from ..actors import failpoints
+from .commitmark import mark_path
 from .database import Database
+from .scavenge import MAGIC, PAGE_BYTES, Scavenged, scavenge
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
-MAGIC = b"SQLite format 3\0"
 # SQLITE_ERROR comes of a schema or a format that does not make sense.
 DAMAGE = frozenset({sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 # SQLite quotes what it found in its messages, and that need not be text.
 FAILURES = (sqlite3.DatabaseError, UnicodeDecodeError)
-PAGE_BYTES = 4096
 # A database, its log, and the log's index.
 SUFFIXES = ("", "-wal", "-shm")
 # When the last sequence number cannot be read, so many are skipped: none is ever used twice.
@@ -68,21 +68,35 @@ def salvage(path: Path, reason: str) -> Path:
             failpoints.reach("salvage.rename")
             part.rename(aside.with_name(aside.name + suffix))
             failpoints.passed("salvage.renamed")
+    # The new one's commits are counted anew.
+    mark_path(path).unlink(missing_ok=True)
     database = Database(path)
     try:
         database.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         first_page = path.read_bytes()[:PAGE_BYTES]
+        found = scavenge(aside)
         with grafted(aside, first_page) as graft:
-            counts = _copy([aside, graft], database)
-        database.connection.execute(
-            "INSERT INTO damaged (kind, namespace, key, value, reason, found_at_ns)"
-            " VALUES ('', '', '', NULL, ?, ?)",
-            (f"database: {reason}; the damaged file is {aside.name}", now_ns),
-        )
+            counts = _copy([aside, graft], found, database)
+        if not found.free_known:
+            reason += "; what had been deleted may be back"
+        database.note_lost(f"database: {reason}; the damaged file is {aside.name}", now_ns, 0)
     finally:
         database.close()
     log.error("database.salvaged", path=str(path), aside=str(aside), reason=reason, rows=counts)
     return aside
+
+
+def keep_log(path: Path, reason: str, database: Database) -> None:
+    """Note that commits are lost with a database's log, and keep what there is of it: SQLite
+    will write over it."""
+    now_ns = time.time_ns()
+    log_path = path.with_name(path.name + "-wal")
+    kept = _aside(path, now_ns).with_name(_aside(path, now_ns).name + "-wal")
+    if log_path.exists():
+        shutil.copyfile(log_path, kept)
+        reason += f"; the damaged log is {kept.name}"
+    database.note_lost(f"database: {reason}", now_ns, SEQUENCE_SKIP)
+    log.error("database.commits_lost", path=str(path), reason=reason)
 
 
 def remove_aside(path: Path, found_at_ns: int) -> None:
@@ -112,7 +126,7 @@ def grafted(damaged: Path, first_page: bytes) -> Generator[Path, None, None]:
             graft.with_name(graft.name + suffix).unlink(missing_ok=True)
 
 
-def _copy(sources: Sequence[Path], database: Database) -> dict[str, int]:
+def _copy(sources: Sequence[Path], found: Scavenged, database: Database) -> dict[str, int]:
     execute = database.connection.execute
     counts: Counter[str] = Counter()
     last_seqs: list[int | None] = []
@@ -122,15 +136,16 @@ def _copy(sources: Sequence[Path], database: Database) -> dict[str, int]:
         old.text_factory = bytes
         try:
             for table, (columns, order) in TABLES.items():
-                names = columns.split(", ")
-                # Text comes as its bytes, sound or not; loading sorts out what is not.
-                marks = ", ".join("CAST(? AS TEXT)" if _is_text(name) else "?" for name in names)
-                insert = f"INSERT OR IGNORE INTO {table} ({columns}) VALUES ({marks})"
+                insert = _insert(table, columns)
                 for row in _rows(old, columns, table, order):
                     counts[table] += execute(insert, row).rowcount
             last_seqs.append(_last_sequence(old))
         finally:
             old.close()
+    for table, rows in (("record", found.records), ("event", found.events)):
+        insert = _insert(table, TABLES[table][0])
+        for row in rows.values():
+            counts[f"{table} out of reach"] += execute(insert, row).rowcount
     (newest,) = execute("SELECT coalesce(max(seq), 0) FROM event").fetchone()
     known = [seq for seq in last_seqs if seq is not None]
     last = max(newest, *known) if known else newest + SEQUENCE_SKIP
@@ -140,6 +155,13 @@ def _copy(sources: Sequence[Path], database: Database) -> dict[str, int]:
     execute("COMMIT")
     failpoints.passed("salvage.committed")
     return dict(counts)
+
+
+def _insert(table: str, columns: str) -> str:
+    # Text comes as its bytes, sound or not; loading sorts out what is not.
+    names = columns.split(", ")
+    marks = ", ".join("CAST(? AS TEXT)" if _is_text(name) else "?" for name in names)
+    return f"INSERT OR IGNORE INTO {table} ({columns}) VALUES ({marks})"
 
 
 def _is_text(column: str) -> bool:

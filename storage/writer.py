@@ -23,9 +23,11 @@ from typing import Any, assert_never
 from ..actors import failpoints
 from ..actors.errors import ResourceExhausted
 from ..actors.threads import ThreadActor
+from .commitmark import CommitMark
 from .database import Damaged, Database, Record
 from .events import Event
-from .salvage import FAILURES, is_damage, salvage
+from .salvage import FAILURES, is_damage, keep_log, salvage
+from .scavenge import log_is_headless
 from .spare import Spare
 from .transaction import Change, Transaction
 
@@ -145,6 +147,8 @@ class Writer(ThreadActor):
         self._events_kept_max = events_kept_max
         self._spare = Spare(path.with_name(path.name + ".spare"), spare_bytes)
         self._database: Database | None = None
+        self._mark: CommitMark | None = None
+        self._commits = 0
         self._fault: StoreFault | None = None
         self._first_seq = 1
         self._last_seq = 0
@@ -161,6 +165,9 @@ class Writer(ThreadActor):
                 if self._database is not None:
                     self._database.close()
                     self._database = None
+                if self._mark is not None:
+                    self._mark.close()
+                    self._mark = None
             case _:
                 assert_never(message)
         return None
@@ -175,16 +182,25 @@ class Writer(ThreadActor):
             return self._load()
 
     def _load(self) -> Loaded:
-        database = Database(self._path)
+        mark = CommitMark(self._path)
+        try:
+            if mark.read() and log_is_headless(self._path):
+                raise sqlite3.DatabaseError("the log's header is not one that SQLite wrote")
+            database = Database(self._path, filled=mark.read() > 0)
+        except BaseException:
+            mark.close()
+            raise
         try:
             database.verify()
+            self._compare(mark, database)
             records = list(database.load())
             self._first_seq, self._last_seq = database.event_bounds()
             damaged = database.damaged()
         except BaseException:
+            mark.close()
             database.close()
             raise
-        self._database = database
+        self._database, self._mark = database, mark
         self._spare.hold()
         return Loaded(
             records=records,
@@ -192,6 +208,13 @@ class Writer(ThreadActor):
             first_seq=self._first_seq,
             last_seq=self._last_seq,
         )
+
+    def _compare(self, mark: CommitMark, database: Database) -> None:
+        self._commits = database.commits()
+        lost = mark.read() - self._commits
+        if lost > 0:
+            keep_log(self._path, f"{lost} commits are lost with its log", database)
+        mark.write(self._commits)
 
     def _drain(self) -> None:
         while jobs := self._pending.take(self._group_max):
@@ -272,9 +295,13 @@ class Writer(ThreadActor):
                 events += transaction.events
             execute("RELEASE job")
         first_seq = self._trim(database, events)
+        database.count_commit()
         reach("store.commit")
         execute("COMMIT")
         failpoints.passed("store.committed")
+        self._commits += 1
+        if self._mark is not None:
+            self._mark.write(self._commits)
         self._first_seq = first_seq
         if events:
             self._last_seq = events[-1].seq
