@@ -352,6 +352,7 @@ async def open_host(config: Config, serving: Serving | None = None) -> AsyncGene
             Store.open(config.root / DATABASE_NAME, events_kept_max=config.events_kept) as store,
         ):
             host = await build(config, system, store)
+            await host.leases.end_jobs()
             host.root = await open_tree(host.plan(serving))
             try:
                 async with trio.open_nursery() as nursery:

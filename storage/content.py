@@ -549,14 +549,15 @@ def _begin(
     tx: Transaction,
 ) -> Record:
     before = tx.get("ingest", namespace, ref) or {}
+    # A lease holds it as long as there is the lease: a job that fell leaves nothing longer.
+    kept_ns = 0 if lease else INGEST_KEPT_NS
     record = {
         "total": total or before.get("total", 0) or (shared.size if shared else 0),
         "expected": expected or before.get("expected", ""),
         "shared_size": shared.size if shared else 0,
         "started_at": before.get("started_at", tx.now_ns),
         "updated_at": tx.now_ns,
-        # A lease may keep it for longer.
-        "expires_at": tx.now_ns + INGEST_KEPT_NS,
+        "expires_at": max(tx.now_ns + kept_ns, before.get("expires_at", 0)),
     }
     lease_resource(tx, namespace, lease, "ingests", ref)
     tx.put("ingest", namespace, ref, record)

@@ -5,7 +5,7 @@
     give out    names -> archive
 
 The lease holds what a job has made until the image's name and labels hold it: a collection that
-runs in between takes nothing away. It expires by itself, should the daemon fall in the middle.
+runs in between takes nothing away. Should the daemon fall in the middle, the next one gives it up.
 """
 
 from collections.abc import Callable, Sequence

@@ -28,6 +28,8 @@ from .store import Record, Store, Transaction
 
 EXPIRE_LABEL = "containerd.io/gc.expire"
 FLAT_LABEL = "containerd.io/gc.flat"
+# Set on the leases of the daemon's own jobs, which end with it.
+JOB_LABEL = "io.holdfast/job"
 
 JOB_HOURS_MAX = 24
 
@@ -85,10 +87,10 @@ class Leases:
 
     @asynccontextmanager
     async def held(self, namespace: str) -> AsyncGenerator[str]:
-        """A lease for the length of a job; its id. It expires by itself after a day, should
-        nobody be left to give it up."""
+        """A lease for the length of a job; its id. Should the job fall with its daemon, the next
+        one gives it up; should there be none, it expires after a day."""
         expires = datetime.now(UTC) + timedelta(hours=JOB_HOURS_MAX)
-        labels = {EXPIRE_LABEL: expires.strftime("%Y-%m-%dT%H:%M:%SZ")}
+        labels = {EXPIRE_LABEL: expires.strftime("%Y-%m-%dT%H:%M:%SZ"), JOB_LABEL: "held"}
         lease = await self.create(namespace, labels=labels)
         try:
             yield lease.id
@@ -98,6 +100,21 @@ class Leases:
                     await self.delete(namespace, lease.id)
                 except NotFound:
                     pass  # somebody deleted it meanwhile
+
+    async def end_jobs(self) -> None:
+        """At a start, before there are jobs: give up the leases of those that fell."""
+        fallen = [
+            (row.namespace, row.key)
+            for row in self._store.scan("lease")
+            if JOB_LABEL in row.value["labels"]
+        ]
+
+        def work(tx: Transaction) -> None:
+            for namespace, lease_id in fallen:
+                drop_lease(tx, namespace, lease_id)
+
+        if fallen:
+            await self._store.write(work)
 
     async def delete(self, namespace: str, lease_id: str) -> None:
         """Give up a lease and what it holds."""

@@ -26,9 +26,11 @@ from holdfast.actors.errors import (
 from holdfast.actors.exits import KILL
 from holdfast.actors.system import System
 from holdfast.storage import ingest as ingest_module
+from holdfast.storage.collector import Collector
 from holdfast.storage.content import ContentStore
 from holdfast.storage.digest import digest_of
 from holdfast.storage.gc import Garbage
+from holdfast.storage.leases import Leases
 from holdfast.storage.store import Store
 
 HELLO = b"hello" * 1000
@@ -521,3 +523,19 @@ def test_pieces_hash_like_the_whole(
             await content.delete("ns", done.digest)
 
     trio.run(run)
+
+
+async def test_an_ingest_begun_under_a_lease_ends_with_it(tmp_path: Path) -> None:
+    async with opened(tmp_path) as (content, store):
+        leases = Leases(store)
+        collector = Collector(store, {"ingest": content.reclaim})
+        await leases.create("ns", "job", {})
+        for ref, lease in (("leased", "job"), ("free", "")):
+            async with await content.open_ingest("ns", ref, lease=lease) as ingest:
+                await ingest.write(HELLO)
+        await collector.collect()
+        assert len(await content.list_statuses("ns")) == 2
+        await leases.delete("ns", "job")
+        await collector.collect()
+        assert [status.ref for status in await content.list_statuses("ns")] == ["free"]
+        assert len(list((tmp_path / "content/ingest").iterdir())) == 1

@@ -11,7 +11,14 @@ from holdfast.actors.errors import (
     NotFound,
     Unimplemented,
 )
-from holdfast.storage.leases import Lease, Leases, Resource, lease_resource, release_resource
+from holdfast.storage.leases import (
+    EXPIRE_LABEL,
+    Lease,
+    Leases,
+    Resource,
+    lease_resource,
+    release_resource,
+)
 from holdfast.storage.store import Store
 
 DIGEST = "sha256:" + "0" * 64
@@ -132,3 +139,15 @@ async def test_a_request_holds_what_it_makes(store: Store, leases: Leases) -> No
     await store.write(lambda tx: release_resource(tx, "default", "", "content", DIGEST))
     with pytest.raises(NotFound, match=r"^lease does not exist: not found$"):
         await store.write(lambda tx: lease_resource(tx, "default", "none", "content", DIGEST))
+
+
+async def test_the_leases_of_fallen_jobs_end_and_those_of_clients_stay(leases: Leases) -> None:
+    await leases.create("default", "clients", {EXPIRE_LABEL: "2999-01-01T00:00:00Z"})
+    async with leases.held("default") as job:
+        resource = Resource(type="content", id=DIGEST)
+        await leases.add_resource("default", job, resource)
+        await leases.end_jobs()
+        assert [lease.id for lease in leases.list("default")] == ["clients"]
+        with pytest.raises(NotFound):
+            leases.list_resources("default", job)
+    await leases.end_jobs()
