@@ -1,0 +1,1 @@
+"""Workloads that ask, nemeses that harm, checkers that judge. No room imports it."""
