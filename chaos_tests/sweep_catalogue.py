@@ -15,7 +15,7 @@ from pathlib import Path
 
 from examples import busybox_image
 
-from holdfast.actors.errors import AlreadyExists, FailedPrecondition, NotFound
+from holdfast.actors.errors import FailedPrecondition, NotFound
 from holdfast.api.cli.session import Session
 
 from . import sweep_asks as asks
@@ -31,8 +31,7 @@ Deed = Callable[[Session], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One entry. `steps` says that several calls make it up: a fall leaves any number of them
-    done."""
+    """One entry. Where several calls make it up, a fall leaves any number of them done."""
 
     name: str
     work: Sequence[Deed]
@@ -40,14 +39,6 @@ class Operation:
     after: Sequence[Deed] = ()
     programs: Sequence[str] = ("daemon",)
     """Whose points are swept."""
-    grows: bool = False
-    """It stores content before it says so: a fall may leave some, under a lease that ends."""
-
-
-async def done_or(deed: Deed, session: Session) -> None:
-    """Do it, unless it was done before."""
-    with suppress(AlreadyExists, NotFound):
-        await deed(session)
 
 
 async def _discard(session: Session) -> None:
@@ -134,7 +125,6 @@ def catalogue(other: Path) -> Sequence[Operation]:
             name="image import",
             work=[lambda s: asks.import_image(s, other)],
             after=[lambda s: asks.remove_image(s, OTHER)],
-            grows=True,
         ),
         Operation(
             name="image remove",
@@ -143,12 +133,15 @@ def catalogue(other: Path) -> Sequence[Operation]:
         ),
         Operation(
             name="content write",
-            work=[lambda s: asks.write(s, "blob", BLOB, commit=True)],
+            # Between the two is an ingest, which its writer may take up again.
+            work=[
+                lambda s: asks.write(s, "blob", BLOB, commit=False),
+                lambda s: asks.write(s, "blob", BLOB, commit=True),
+            ],
             after=[
                 lambda s: asks.delete_content(s, BLOB),
                 lambda s: asks.abort(s, "blob"),
             ],
-            grows=True,
         ),
         Operation(
             name="content abort",
