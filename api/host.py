@@ -15,7 +15,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -257,7 +257,8 @@ class Host:
         # The snapshot first: without the record it would be garbage, and the collector faster.
         if container.snapshot_key:
             snapshots = self.snapshotter(container.snapshotter)
-            await snapshots.remove(namespace, container.snapshot_key)
+            with suppress(NotFound):  # an earlier removal was cut short
+                await snapshots.remove(namespace, container.snapshot_key)
         await self.containers.delete(namespace, name)
         logs = logfiles.folder(self.config.root, namespace, name)
         await trio.to_thread.run_sync(partial(shutil.rmtree, logs, ignore_errors=True))

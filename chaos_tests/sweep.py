@@ -36,6 +36,7 @@ WORK_WITHIN_S = 30.0
 SETTLED_WITHIN_S = 8.0
 ROUND_WITHIN_S = 120.0
 FALLEN_WITHIN_S = 0.5
+LINGERS_S = 0.15
 
 # Counting an operation's points takes time, so a sample is taken of a few.
 SAMPLED_OPERATIONS_MAX = 6
@@ -156,8 +157,9 @@ class Sweep:
                     await _all(operation.work, session)
         except* FALLS:
             failed = True
+        # Some points come after the answer.
+        fell = await house.has_fallen(FALLEN_WITHIN_S if failed else LINGERS_S)
         house.arm("")
-        fell = await house.has_fallen(within_s=FALLEN_WITHIN_S if failed else 0.0)
         if fell:
             await house.start()
         return fell

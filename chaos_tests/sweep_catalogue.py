@@ -98,6 +98,10 @@ async def _create_task(session: Session) -> None:
     await asks.create_task(session, BOX)
 
 
+async def _remove_snapshot(session: Session) -> None:
+    await asks.remove_snapshot(session, BOX)
+
+
 async def _delete_box(session: Session) -> None:
     await asks.delete_container(session, BOX)
 
@@ -189,7 +193,11 @@ def catalogue(other: Path) -> Sequence[Operation]:
             work=[lambda s: asks.label_container(s, BOX, {"turn": "second"})],
             after=[_discard],
         ),
-        Operation(name="container delete", before=[_create_long], work=[_delete_box]),
+        Operation(
+            name="container delete",
+            before=[_create_long],
+            work=[_remove_snapshot, _delete_box],
+        ),
         Operation(
             name="task create",
             before=[_create_long],
@@ -234,7 +242,15 @@ def catalogue(other: Path) -> Sequence[Operation]:
         ),
         Operation(
             name="run --rm",
-            work=[_create_brief, _create_task, _start, _wait, _delete_task, _delete_box],
+            work=[
+                _create_brief,
+                _create_task,
+                _start,
+                _wait,
+                _delete_task,
+                _remove_snapshot,
+                _delete_box,
+            ],
             after=[_discard],
             programs=everyone,
         ),

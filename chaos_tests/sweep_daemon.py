@@ -108,7 +108,7 @@ class House:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
-        for cgroup in self.cgroups():
+        for cgroup in [*self.cgroups(), *self._cgroup_parents()]:
             with contextlib.suppress(OSError):
                 cgroup.rmdir()
         for target in sorted(self.mounts(), reverse=True):
@@ -143,14 +143,13 @@ class House:
 
     def cgroups(self) -> list[Path]:
         """The cgroups of this directory's containers."""
+        parents = self._cgroup_parents()
+        return [cgroup for one in parents for cgroup in one.iterdir() if cgroup.is_dir()]
+
+    def _cgroup_parents(self) -> list[Path]:
         top = Path("/sys/fs/cgroup")
-        return [
-            cgroup
-            for controller in (top, *top.iterdir())
-            if (controller / self.namespace).is_dir()
-            for cgroup in (controller / self.namespace).iterdir()
-            if cgroup.is_dir()
-        ]
+        parents = [controller / self.namespace for controller in (top, *top.iterdir())]
+        return [parent for parent in parents if parent.is_dir()]
 
     def mounts(self) -> list[str]:
         """What is mounted below the directory, as this process sees it."""

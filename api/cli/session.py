@@ -7,7 +7,7 @@ private socket, and is a client of that. Every other command needs the daemon.
 import os
 import tempfile
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -16,7 +16,7 @@ import trio
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
-from ...actors.errors import Unavailable
+from ...actors.errors import NotFound, Unavailable
 from ..config import Config, load
 from ..grpc.client import Channel, ClientCall
 from ..log import set_up_logging
@@ -97,7 +97,8 @@ class Session:
             removed = snapshots_pb2.RemoveSnapshotRequest(
                 snapshotter=container.snapshotter, key=container.snapshot_key
             )
-            await self.call("Snapshots/Remove", removed, Empty)
+            with suppress(NotFound):  # an earlier removal was cut short
+                await self.call("Snapshots/Remove", removed, Empty)
         gone = containers_pb2.DeleteContainerRequest(id=container.id)
         await self.call("Containers/Delete", gone, Empty)
 

@@ -52,6 +52,16 @@ async def test_a_container_is_created_then_started(host: Host) -> None:
     await host.remove("late")
 
 
+async def test_a_removal_that_was_cut_short_is_finished(host: Host) -> None:
+    made = await host.create("busybox", ["true"], name="half")
+    await host.tasks.delete("default", "half")
+    snapshot = host.containers.get("default", "half").snapshot_key
+    await host.snapshotter().remove("default", snapshot)
+    await host.remove("half")
+    assert host.containers.list("default") == []
+    assert not made.stdout.exists()
+
+
 async def test_what_cannot_start_leaves_nothing(host: Host) -> None:
     before = {info.name for info in host.snapshotter().walk("default")}
     with pytest.raises(Exception, match="never-was"):

@@ -202,6 +202,13 @@ def test_exec_runs_beside_and_gives_its_own_code(holdfast: Holdfast, name: str) 
         assert time.monotonic() < deadline
 
 
+def test_rm_finishes_a_removal_that_was_cut_short(holdfast: Holdfast, name: str) -> None:
+    holdfast.run("run", "--name", name, IMAGE, "true")
+    holdfast.run("snapshots", "rm", name)
+    assert holdfast.run("rm", name) == f"{name}\n"
+    assert name not in holdfast.run("ps", "-a")
+
+
 def test_pause_resume_kill_and_rm(holdfast: Holdfast, name: str) -> None:
     holdfast.run("run", "-d", "--name", name, IMAGE, "sleep", "1000")
 
