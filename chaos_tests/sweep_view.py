@@ -268,7 +268,8 @@ def _left(house: House, view: View) -> Iterator[str]:
     yield from (f"bundle {name} has no task" for name in sorted(bundles - set(view.tasks)))
     yield from (f"task {name} has no bundle" for name in sorted(set(view.tasks) - bundles))
     for target in house.mounts():
-        yield f"mount {target}"
+        if target != str(house.state / "vault/ns"):  # where the kernel keeps things: the daemon's
+            yield f"mount {target}"
     for folder in house.cgroups():
         if folder.name not in view.tasks:
             yield f"cgroup {folder}"
