@@ -61,7 +61,8 @@ class Connection:
             await trio.aclose_forcefully(stream)
             raise
         self.hello = self._early.pop(0)
-        if self.hello.get("holdfast") != frames.PROTOCOL_VERSION:
+        version = self.hello.get("holdfast")
+        if version not in range(frames.PROTOCOL_OLDEST, frames.PROTOCOL_VERSION + 1):
             await trio.aclose_forcefully(stream)
             raise Unavailable(f"{peer}: speaks another protocol: {self.hello}")
         return self

@@ -1,9 +1,11 @@
 """Frames: how the daemon, the fork server and the shims speak to each other.
 
 A frame is a 4-byte big-endian length and one CBOR map. The first frame on a connection is the
-server's hello, `{"holdfast": 1, "pid": ...}`. Then come requests `{"id", "do", ...}`, each answered
-once, in any order, by `{"id", "ok": {...}}` or `{"id", "error": {"code", "text"}}`; a map with
-`"event"` comes unasked. Standard library and cbor2 alone: the fork server preloads this file.
+server's hello, `{"holdfast": 2, "pid": ...}`, with the version that it speaks; the daemon accepts
+its own and the one before, for shims outlive an upgrade. Then come requests `{"id", "do", ...}`,
+each answered once, in any order, by `{"id", "ok": {...}}` or `{"id", "error": {"code", "text"}}`; a
+map with `"event"` comes unasked. Standard library and cbor2 alone: the fork server preloads this
+file.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ import cbor2
 
 from ..actors import errors
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
+"""2 added `settle`."""
+
+PROTOCOL_OLDEST: Final = PROTOCOL_VERSION - 1
 FRAME_BYTES_MAX: Final = 16 * 1024 * 1024
 HEADER: Final = struct.Struct(">I")
 

@@ -31,6 +31,9 @@ from .connection import Connection
 from .guarantee import Guarantee, Level
 from .stdio import Stdio
 
+SETTLES_SINCE = 2
+"""The protocol version that brought `settle`."""
+
 CONNECT_TIMEOUT_S = 5.0
 CALL_TIMEOUT_S = 10.0
 RUNTIME_TIMEOUT_S = 120.0
@@ -272,8 +275,12 @@ class ShimClient(Connection):
         """After the connection was lost over a create or start: its outcome, once it has one.
 
         The process's pid and status (`created`: the start had no effect); what made it fail is
-        raised as it would have been, NotFound when there is no such process.
+        raised as it would have been, NotFound when there is no such process. A shim of the first
+        version is asked for its state instead: it settles nothing, and undoes what was cut short.
         """
+        if self.hello["holdfast"] < SETTLES_SINCE:
+            process = await self.process_state(exec_id)
+            return process.pid, process.status
         answer = await self.call("settle", timeout_s=timeout_s, exec_id=exec_id, within_s=timeout_s)
         return int(answer["pid"]), str(answer["status"])
 

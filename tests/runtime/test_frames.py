@@ -17,6 +17,7 @@ from holdfast.actors.errors import (
 )
 from holdfast.runtime import frames
 from holdfast.runtime.connection import Connection
+from holdfast.runtime.shimclient import ShimClient
 
 values = st.dictionaries(st.text(), st.integers() | st.binary() | st.text() | st.none())
 
@@ -121,7 +122,15 @@ async def test_no_call_outlives_its_connection(how: str, autojump_clock) -> None
 
 
 @pytest.mark.parametrize(
-    "hello", [b"", b"\xff" * 8, frames.encode({"holdfast": 2, "pid": 1}), None]
+    "hello",
+    [
+        b"",
+        b"\xff" * 8,
+        frames.encode({"holdfast": frames.PROTOCOL_VERSION + 1, "pid": 1}),
+        frames.encode({"holdfast": frames.PROTOCOL_OLDEST - 1, "pid": 1}),
+        frames.encode({"pid": 1}),
+        None,
+    ],
 )
 async def test_a_peer_without_a_proper_hello_is_unavailable(hello, autojump_clock) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
@@ -131,3 +140,29 @@ async def test_a_peer_without_a_proper_hello_is_unavailable(hello, autojump_cloc
         await theirs.aclose()
     with pytest.raises(Unavailable):
         await Connection.over(ours, "peer", 1)
+
+
+async def test_a_shim_of_the_version_before_is_accepted(autojump_clock) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    await theirs.send_all(frames.encode({"holdfast": frames.PROTOCOL_OLDEST, "pid": 7}))
+    shim = await ShimClient.over(ours, "shim", 1)
+    asked: list[str] = []
+
+    async def answer() -> None:
+        async for data in theirs:
+            for request in frames.Decoder().feed(data):
+                asked.append(request["do"])
+                process = {"exec_id": "", "status": "running", "pid": 9, "stdio": {}}
+                process |= {"exit_status": 0, "exited_at_ns": 0, "lost": False}
+                ok = {"id": "c", "namespace": "n", "paused": False, "cgroups": {}}
+                ok |= {"processes": [process], "runtime_spawns": 1, "operations": []}
+                await theirs.send_all(frames.encode({"id": request["id"], "ok": ok}))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(answer)
+        nursery.start_soon(shim.serve, lambda event: None)
+        assert shim.pid == 7
+        # It does not know the verb: it is asked for what it does know.
+        assert await shim.settle() == (9, "running")
+        nursery.cancel_scope.cancel()
+    assert asked == ["state"]
