@@ -34,6 +34,8 @@ class Config:
     """Worker processes that mount, unpack and remove, one job each."""
     events_kept: int = 100_000
     """Events kept for replay; older ones leave an explicit gap."""
+    tasks_per_shim: int = 1
+    """How many tasks may share a shim: less memory, but more tasks wait when one is replaced."""
     shutdown_within_s: float = 10.0
     """How long an orderly end may take. Containers run on."""
 
@@ -69,7 +71,7 @@ def _checked(settings: Mapping[str, object], source: str) -> dict[str, Any]:
         checked[key] = _as(type(known[key]), key, value, source)
     if checked.get("log_level", "info") not in LOG_LEVELS:
         raise InvalidArgument(f"{source}: log_level is one of {', '.join(LOG_LEVELS)}")
-    for key in ("workers", "events_kept"):
+    for key in ("workers", "events_kept", "tasks_per_shim"):
         if checked.get(key, 1) < 1:
             raise InvalidArgument(f"{source}: {key} must be at least 1")
     return checked

@@ -281,6 +281,7 @@ class Host:
             start_exec=self.start_exec,
             serving=child,
             first=partial(self._answering, child),
+            tasks_per_shim=self.config.tasks_per_shim,
         )
 
     async def _answering(self, child: ChildSpec | None) -> None:

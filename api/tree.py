@@ -56,6 +56,7 @@ def host_tree(
     start_exec: StartChild,
     serving: ChildSpec | None,
     first: Callable[[], Awaitable[None]],
+    tasks_per_shim: int,
 ) -> Tree:
     """All that a host runs. A fall restarts what was started after it, never what was before."""
     children: list[ChildSpec | Tree] = [
@@ -83,7 +84,9 @@ def host_tree(
             Strategy.ONE_FOR_ONE,
             OFTEN,
             [
-                ChildSpec(FORK_SERVER, Shims, args=(ground.state,), name=FORK_SERVER),
+                ChildSpec(
+                    FORK_SERVER, Shims, args=(ground.state, tasks_per_shim), name=FORK_SERVER
+                ),
                 # Sees shims that are stopped, and has them replaced.
                 ChildSpec("minder", Minder, args=(ground,), name="minder"),
                 Tree(

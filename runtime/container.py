@@ -63,7 +63,15 @@ Sealed = Mapping[str, int]
 class Container:
     """One container. Requests come from `Shim`, exits from the poller, events go to `emit`."""
 
-    def __init__(self, poller: Poller, bundle: str, sealed: Sealed, emit: Emit, pins: Pins) -> None:
+    def __init__(
+        self,
+        poller: Poller,
+        bundle: str,
+        sealed: Sealed,
+        host_namespace: int,
+        emit: Emit,
+        pins: Pins,
+    ) -> None:
         """`sealed` maps the path of a runtime to a sealed memory file that holds it."""
         self.id = ""
         self.namespace = ""
@@ -81,7 +89,7 @@ class Container:
         self.runner = Runner(poller, bundle, sealed, pins)
         self._memory: MemoryWatch | None = None
         self._deleting: set[str] = set()
-        self._isolated = False
+        self._host_namespace = host_namespace
         # What a dead shim began and we saw fail, by exec id: for `settle`.
         self.failures: dict[str, str] = {}
 
@@ -320,13 +328,13 @@ class Container:
             "unpinned": self.pins.faults,
         }
 
-    def on_orphan(self, pid: int, wait_status: int) -> None:
-        """A child that no coroutine waits for was reaped: a process of ours, or its orphan."""
+    def is_end_of(self, pid: int, wait_status: int) -> bool:
+        """A child that no coroutine waits for was reaped: takes it when it is a process of ours."""
         for process in self.processes.values():
             if process.is_live and process.pid == pid:
                 self.ended(process, exit_status(wait_status))
-                return
-        self.runner.on_orphan(pid, wait_status)
+                return True
+        return False
 
     # --- how it is done
 
@@ -361,11 +369,13 @@ class Container:
         return config
 
     def isolate(self) -> None:
-        """Puts us into a mount namespace of our own, in which crun finds cgroups that it knows."""
-        if self._isolated:  # a second create after one that failed
-            return
+        """Puts us into a new mount namespace, in which crun finds cgroups that it knows.
+
+        The root filesystem is mounted there; the container takes it along into its own.
+        """
+        # From the host's, whatever another container of ours has made of ours.
+        kernel.setns(self._host_namespace, kernel.CLONE_NEWNS)
         kernel.unshare(kernel.CLONE_NEWNS)
-        self._isolated = True
         # Slave, not private: what the host unmounts must not live on through us.
         kernel.mount(None, "/", None, kernel.MS_SLAVE | kernel.MS_REC)
         if cgroup.layout() is cgroup.Layout.HYBRID:

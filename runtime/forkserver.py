@@ -1,24 +1,28 @@
 """The fork server: a small interpreter that holds the shim's code ready and forks it.
 
     daemon --socketpair--> fork server --fork--> shim, shim, ...
+                                       --socketpair: tasks, with their descriptors-->
 
 A forked shim is ready in about a millisecond and shares our memory, where a new interpreter takes
-twenty. We end when the daemon's end of the socket closes; the shims live on. As a subreaper we get
-the containers of shims that were killed, reap them, and remember how they ended, so that the shim
-which adopts them can tell.
+twenty. One is always forked ahead and waits for a task; one that has served its last task waits for
+the next. We end when the daemon's end of the socket closes; the shims live on. As a subreaper we
+get the containers of shims that were killed, reap them, and remember how they ended, so that the
+shim which adopts them can tell.
 
-Run as `python -I -m holdfast.runtime.forkserver FD STATE [no-pins]`. Standard library and cbor2
-alone.
+Run as `python -I -m holdfast.runtime.forkserver FD STATE TASKS_PER_SHIM [no-pins]`. Standard
+library and cbor2 alone.
 """
 
 import gc
 import os
+import resource
 import select
 import signal
 import socket
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from ..actors import failpoints
@@ -26,6 +30,7 @@ from ..actors.errors import NotFound, Refusal, Unavailable, Unimplemented
 from . import frames, oci, procfs, shim, syscalls
 from .guarantee import Guarantee, Level
 from .latereaper import LATE_S, LateReaper
+from .taskserver import House, Job
 from .vault import Vault, open_vault, teardown
 
 ORPHANS_MAX: Final = 4096
@@ -34,12 +39,28 @@ LOCK_WITHIN_S: Final = 0.05
 LOCK_LOOK_S: Final = 0.001
 
 
-class ForkServer:
-    """Serves one connection. `run` returns None at its end, or in a child the child's job."""
+@dataclass(slots=True)
+class Place:
+    """A shim of ours: the way to it, and how many tasks it has."""
 
-    def __init__(self, connection: socket.socket, state: str = "", pins: str = "pins") -> None:
+    pid: int
+    control: socket.socket
+    tasks: int = 0
+
+
+class ForkServer:
+    """Serves one connection. `run` returns None at its end; in a child, the child's socket."""
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        state: str = "",
+        tasks_per_shim: str = "1",
+        pins: str = "pins",
+    ) -> None:
         self._connection = connection
         self._state = state
+        self._tasks_per_shim = int(tasks_per_shim)
         self._pins = pins == "pins"
         self._vault: Vault | None = None
         self._guarantee = Guarantee(Level.PROCESSES, "there is no state directory")
@@ -49,12 +70,25 @@ class ForkServer:
         self._look_every_s: float | None = None
         self._orphans: dict[procfs.Identity, tuple[int, int]] = {}
         self._shims: set[int] = set()
+        self._places: dict[int, Place] = {}
+        self._poll = select.poll()
+        self._by_descriptor: dict[int, Place] = {}
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._host_namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        self._descriptors_max = resource.getrlimit(resource.RLIMIT_NOFILE)
 
-    def run(self) -> shim.Job | None:
-        """Answers requests until the daemon is gone."""
+    @property
+    def house(self) -> House:
+        """What every shim is given."""
+        return House(sealed=self._sealed, vault=self._vault, host_namespace=self._host_namespace)
+
+    def run(self) -> socket.socket | None:
+        """Serves until the daemon is gone."""
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        # A descriptor for each shim.
+        _, most = self._descriptors_max
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self._seal()
         self._open_vault()
         if self._guarantee.level is not Level.PINS:
@@ -69,9 +103,18 @@ class ForkServer:
                 "why_no_stronger": self._guarantee.reason,
             }
         )
+        for descriptor in (self._connection.fileno(), self._wake_read):
+            self._poll.register(descriptor, select.POLLIN)
         while True:
-            descriptors = [self._connection.fileno(), self._wake_read]
-            ready, _, _ = select.select(descriptors, [], [], self._look_every_s)
+            if not any(place.tasks == 0 for place in self._places.values()):
+                control = self._fork()  # ahead, so that nobody waits for it
+                if control is not None:
+                    return control
+            timeout_ms = None if self._look_every_s is None else self._look_every_s * 1000
+            ready = [descriptor for descriptor, _ in self._poll.poll(timeout_ms)]
+            for descriptor in ready:
+                if descriptor in self._by_descriptor:
+                    self._hear(self._by_descriptor[descriptor])
             if self._wake_read in ready:
                 os.read(self._wake_read, 4096)
             if self._wake_read in ready or not ready:
@@ -82,18 +125,18 @@ class ForkServer:
                     self._leave_vault()
                     return None
                 for request in self._decoder.feed(data):
-                    job = self._take(request)
-                    if job is not None:
-                        return job
+                    control = self._take(request)
+                    if control is not None:
+                        return control
 
-    def _take(self, request: Mapping[str, Any]) -> shim.Job | None:
+    def _take(self, request: Mapping[str, Any]) -> socket.socket | None:
         answer: dict[str, Any] = {"id": request.get("id", 0)}
         try:
             match request.get("do"):
                 case "shim":
-                    pid, job = self._fork(str(request["bundle"]), bool(request.get("adopt")))
-                    if job is not None:
-                        return job
+                    pid, control = self._give(str(request["bundle"]), bool(request.get("adopt")))
+                    if control is not None:
+                        return control
                     answer["ok"] = {"pid": pid}
                 case other:
                     raise Unimplemented(f"fork server: {other}")
@@ -104,36 +147,83 @@ class ForkServer:
         self._send(answer)
         return None
 
-    def _fork(self, bundle: str, adopt: bool) -> tuple[int, shim.Job | None]:
+    def _give(self, bundle: str, adopt: bool) -> tuple[int, socket.socket | None]:
+        """Gives a task to a shim that has room; its pid. In a child that was forked, its socket."""
         try:
             lock = self._lock(bundle)
             listener = shim.listen(bundle)
         except FileNotFoundError as error:
             raise NotFound(f"bundle {bundle}: not found") from error
-        with listener:
-            failpoints.passed("fork_server.fork")
-            pid = os.fork()
-            if pid:
-                os.close(lock)
+        orphans = {} if self._guarantee.level is Level.PINS else self._orphans
+        job = Job(bundle=bundle, listener=listener, lock=lock, adopt=adopt, orphans=orphans)
+        try:
+            while True:
+                # The fullest that has room: the others may end the sooner.
+                open_places = (p for p in self._places.values() if p.tasks < self._tasks_per_shim)
+                place = max(open_places, key=lambda place: place.tasks, default=None)
+                if place is None:
+                    control = self._fork()
+                    if control is not None:
+                        return 0, control
+                    continue
+                failpoints.passed("fork_server.fork")
+                _write_holder(lock, place.pid)
+                try:
+                    shim.send_job(place.control, job)
+                except OSError:  # it was killed, or is stopped
+                    self._forget(place)
+                    continue
+                place.tasks += 1
                 failpoints.passed("fork_server.forked")
-                self._shims.add(pid)
-                return pid, None
-            if self._vault is not None:
-                self._vault.unlock()
-            signal.set_wakeup_fd(-1)
-            os.close(self._wake_read)
-            os.close(self._wake_write)
-            self._connection.close()
-            job = shim.Job(
-                bundle=bundle,
-                listener=listener.dup(),
-                adopt=adopt,
-                sealed=self._sealed,
-                orphans=self._orphans,
-                vault=self._vault,
-                lock=lock,
-            )
-        return 0, job
+                return place.pid, None
+        finally:
+            listener.close()
+            os.close(lock)
+
+    def _fork(self) -> socket.socket | None:
+        """Makes a shim without a task; in the child, its end of the socket."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = os.fork()
+        if pid:
+            theirs.close()
+            self._shims.add(pid)
+            place = self._places[pid] = self._by_descriptor[ours.fileno()] = Place(pid, ours)
+            self._poll.register(place.control.fileno(), select.POLLIN)
+            return None
+        ours.close()
+        for place in self._places.values():
+            place.control.close()
+        if self._vault is not None:
+            self._vault.unlock()
+        signal.set_wakeup_fd(-1)
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+        self._connection.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, self._descriptors_max)
+        return theirs
+
+    def _hear(self, place: Place) -> None:
+        """A shim has ended tasks, or itself."""
+        try:
+            said = place.control.recv(len(shim.ENDED), socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            said = b""
+        if not said:
+            self._forget(place)
+            return
+        place.tasks -= 1
+        idle = [one for one in self._places.values() if one.tasks == 0]
+        for one in idle[1:]:
+            self._forget(one)
+
+    def _forget(self, place: Place) -> None:
+        """Gives a shim no more tasks: it ends with its last."""
+        if self._places.pop(place.pid, None) is not None:
+            self._by_descriptor.pop(place.control.fileno())
+            self._poll.unregister(place.control.fileno())
+            place.control.close()
 
     def _lock(self, bundle: str) -> int:
         """One that was killed a moment ago may still be about to let go."""
@@ -159,8 +249,9 @@ class ForkServer:
 
     def _leave_vault(self) -> None:
         """A vault that keeps nothing goes with us."""
-        unused = self._vault is not None and not any(map(_lives, self._shims))
-        if unused and self._vault is not None and not self._vault.pins():
+        idle = {place.pid for place in self._places.values() if place.tasks == 0}
+        in_use = any(map(_lives, self._shims - idle))
+        if self._vault is not None and not in_use and not self._vault.pins():
             teardown(self._state)
 
     def _seal(self) -> None:
@@ -207,6 +298,13 @@ class ForkServer:
         self._connection.sendall(frames.encode(message))
 
 
+def _write_holder(lock: int, pid: int) -> None:
+    """Whose a bundle is, for whoever finds its shim stopped."""
+    holder = procfs.identity(pid)
+    if holder is not None:
+        os.pwrite(lock, f"{holder.pid} {holder.start_time_ticks}\n".ljust(40).encode(), 0)
+
+
 def _lives(pid: int) -> bool:
     found = procfs.stat(pid)
     return found is not None and found.state != "Z"
@@ -219,9 +317,10 @@ def main() -> None:
     syscalls.set_name("holdfast-fork")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # its life is the daemon's connection
-    job = ForkServer(socket.socket(fileno=int(sys.argv[1])), *sys.argv[2:]).run()
-    if job is not None:
-        shim.main(job)
+    server = ForkServer(socket.socket(fileno=int(sys.argv[1])), *sys.argv[2:])
+    control = server.run()
+    if control is not None:
+        shim.main(control, server.house)
 
 
 if __name__ == "__main__":

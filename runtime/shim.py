@@ -1,60 +1,38 @@
-"""The shim: a small process that runs one container and answers for it on a socket.
+"""The shim: a small process that runs the containers of one task, or of a few.
 
-It outlives the daemon and its connections, and may itself be killed: another one adopts what it
-left. One thread, one epoll loop. A request is answered when its work is done, not in the order in
-which requests came; a fault in one is told to its caller and kept in the bundle's shim.log.
+It outlives the daemon and its connections, and may itself be killed: others adopt what it left. One
+thread, one epoll loop, a `TaskServer` for each task. Tasks come from the fork server, over a socket
+of whole messages, with their descriptors; it is told of the end of each. Without tasks, and without
+a fork server that could bring one, a shim ends.
 
     <bundle>/shim.sock    where it listens       <bundle>/shim.json    what the next shim needs
     <bundle>/init.pid     pid and start time     <bundle>/exits/       one record per exit
-    <bundle>/shim.lock    ours while we live; whose it is, by pid and start time
+    <bundle>/shim.lock    ours while we serve it; whose it is, by pid and start time
 
 Standard library and cbor2 alone: the fork server preloads this file and forks.
 """
 
+import array
 import fcntl
-import itertools
 import os
 import select
 import signal
 import socket
-import time
-import traceback
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+import cbor2
+
 from ..actors import failpoints
-from ..actors.errors import FailedPrecondition, InvalidArgument, Refusal, Unimplemented
-from ..storage.mounts import Mount
-from . import frames, procfs, syscalls
-from .adoption import Orphans, adopt
-from .container import RUNTIME_WITHIN_S, Container, Sealed
-from .pins import Pins
+from ..storage import syscalls as kernel
+from . import procfs, syscalls
 from .poller import Poller
-from .stdio import Stdio
-from .vault import Vault
+from .taskserver import SOCKET_NAME, House, Job, TaskServer, keep_fault
 
-SOCKET_NAME: Final = "shim.sock"
 LOCK_NAME: Final = "shim.lock"
-READ_BYTES_MAX: Final = 65536
-UNSENT_BYTES_MAX: Final = 2 * frames.FRAME_BYTES_MAX
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What a forked shim begins with. Made by the fork server.
-
-    `listener` listens already. `orphans` are exits of processes that other shims left behind.
-    `lock` is the bundle's, which is ours until our end.
-    """
-
-    bundle: str
-    listener: socket.socket
-    adopt: bool
-    sealed: Sealed
-    orphans: Orphans
-    vault: Vault | None
-    lock: int
+JOB_BYTES_MAX: Final = 1 << 20
+NAME: Final = "holdfast-shim"
+SPARE_NAME: Final = "holdfast-spare"
+ENDED: Final = b"ended"
 
 
 def listen(bundle: str) -> socket.socket:
@@ -92,242 +70,110 @@ def lock_bundle(bundle: str) -> int | None:
     return lock
 
 
-class Client:
-    """One connection: a decoder, and what could not be sent at once."""
+def send_job(control: socket.socket, job: Job) -> None:
+    """Hands a task to a shim; OSError when it is gone, or has not taken the last ones yet."""
+    orphans = [[p.pid, p.start_time_ticks, *end] for p, end in job.orphans.items()]
+    message = cbor2.dumps({"bundle": job.bundle, "adopt": job.adopt, "orphans": orphans})
+    descriptors = array.array("i", [job.listener.fileno(), job.lock])
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)]
+    control.sendmsg([message], rights, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
-    def __init__(self, shim: "Shim", connection: socket.socket) -> None:
-        self.connection = connection
-        self._shim = shim
-        self._decoder = frames.Decoder()
-        self._unsent = bytearray()
-        self._shim.poller.watch(connection.fileno(), select.EPOLLIN, self._on_ready)
 
-    def send(self, message: Mapping[str, Any]) -> None:
-        """Sends now or later; a client that reads nothing for long is dropped."""
-        if self.connection.fileno() < 0:
-            return
-        self._unsent += frames.encode(message)
-        if len(self._unsent) > UNSENT_BYTES_MAX:
-            self.close()
-        else:
-            self._flush()
-
-    def flush_and_close(self) -> None:
-        """Sends what is left, without waiting, and ends the connection."""
-        if self.connection.fileno() >= 0:
-            self._flush()
-            self.close()
-
-    def close(self) -> None:
-        """Ends the connection."""
-        if self.connection.fileno() >= 0:
-            self._shim.poller.unwatch(self.connection.fileno())
-            self.connection.close()
-            self._shim.clients.discard(self)
-
-    def _on_ready(self, events: int) -> None:
-        if events & select.EPOLLOUT:
-            self._flush()
-        if self.connection.fileno() >= 0 and events & ~select.EPOLLOUT:
-            self._read()
-
-    def _read(self) -> None:
-        try:
-            data = self.connection.recv(READ_BYTES_MAX)
-            messages = list(self._decoder.feed(data))
-        except BlockingIOError:
-            return
-        except (OSError, frames.FrameError):
-            self.close()
-            return
-        if not data:
-            self.close()
-            return
-        for message in messages:
-            self._shim.take(self, message)
-
-    def _flush(self) -> None:
-        try:
-            while self._unsent:
-                sent = self.connection.send(self._unsent)
-                del self._unsent[:sent]
-        except BlockingIOError:
-            pass
-        except OSError:
-            self.close()
-            return
-        events = select.EPOLLIN | (select.EPOLLOUT if self._unsent else 0)
-        self._shim.poller.watch(self.connection.fileno(), events, self._on_ready)
+def receive_job(control: socket.socket) -> Job | None:
+    """The next task; None when the fork server is gone."""
+    # Not socket.recv_fds, which forgets its flags.
+    message, ancillary, _, _ = control.recvmsg(
+        JOB_BYTES_MAX, socket.CMSG_SPACE(8), socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+    )
+    if not message:
+        return None
+    told: dict[str, Any] = cbor2.loads(message)
+    listener, lock = array.array("i", ancillary[0][2])
+    return Job(
+        bundle=told["bundle"],
+        listener=socket.socket(fileno=listener),
+        lock=lock,
+        adopt=told["adopt"],
+        orphans={procfs.Identity(pid, ticks): (end, at) for pid, ticks, end, at in told["orphans"]},
+    )
 
 
 class Shim:
-    """Connections and requests around one container."""
+    """The process: its loop, its tasks, the fork server's socket."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, control: socket.socket, house: House) -> None:
         self.poller = Poller(self._on_orphan)
-        self.clients: set[Client] = set()
-        self._bundle = job.bundle
-        self._listener = job.listener
-        pins = Pins(job.vault, job.bundle)
-        self._container = Container(self.poller, job.bundle, job.sealed, self._emit, pins)
-        self._operations: dict[int, tuple[str, float]] = {}
-        self._numbers = itertools.count()
-        self.poller.watch(job.listener.fileno(), select.EPOLLIN, self._accept)
-        if job.adopt:
-            adopt(self._container, job.orphans)
+        self._house = house
+        self._servers: list[TaskServer] = []
+        self._control: socket.socket | None = control
+        self.poller.watch(control.fileno(), select.EPOLLIN, self._on_control)
 
     def run(self) -> None:
-        """Serves until `shutdown`."""
-        self.poller.run()
-        self._listener.close()
+        """Serves until there is nothing left to serve."""
         try:
-            os.unlink(f"{self._bundle}/{SOCKET_NAME}")
-        except FileNotFoundError:
-            pass
+            self.poller.run()
+        except Exception:
+            for server in self._servers:
+                keep_fault(server.bundle, "loop")
+            raise
 
-    def take(self, client: Client, request: Mapping[str, Any]) -> None:
-        """Begins to work on a request."""
-        self.poller.spawn(self._answer(client, request))
-
-    async def _answer(self, client: Client, request: Mapping[str, Any]) -> None:
-        number = next(self._numbers)
-        about = f"{request.get('do')} {request.get('exec_id', '')}".rstrip()
-        answer: dict[str, Any] = {"id": request.get("id", 0)}
-        self._operations[number] = (about, time.monotonic())
+    def _on_control(self, events: int) -> None:
+        assert self._control is not None
         try:
-            answer["ok"] = await self._do(request)
-        except Refusal as refusal:
-            answer["error"] = frames.refused(refusal)
-        except Exception as error:
-            self._keep_fault(about)
-            answer["error"] = {"code": "Unknown", "text": f"shim: {about}: {error!r}"}
-        finally:
-            del self._operations[number]
-        client.send(answer)
-        if request.get("do") == "shutdown" and "ok" in answer:
-            for connected in list(self.clients):
-                connected.flush_and_close()
+            job = receive_job(self._control)
+        except BlockingIOError:
+            return
+        if job is not None:
+            self._serve(job)
+            return
+        self.poller.unwatch(self._control.fileno())
+        self._control.close()
+        self._control = None
+        self._end_if_idle()
+
+    def _serve(self, job: Job) -> None:
+        syscalls.set_name(NAME)
+        try:
+            self._servers.append(TaskServer(self.poller, self._house, job, self._ended))
+        except Exception:
+            keep_fault(job.bundle, "adopt" if job.adopt else "serve")
+            job.listener.close()
+            os.close(job.lock)
+            self._tell_ended()
+
+    def _ended(self, server: TaskServer) -> None:
+        server.close()
+        self._servers.remove(server)
+        if not self._servers:
+            syscalls.set_name(SPARE_NAME)
+            # Lets go of the last container's mounts.
+            kernel.setns(self._house.host_namespace, kernel.CLONE_NEWNS)
+        self._tell_ended()
+        self._end_if_idle()
+
+    def _tell_ended(self) -> None:
+        if self._control is not None:
+            try:
+                self._control.send(ENDED, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except OSError:
+                pass  # it is gone, as the socket is about to tell
+
+    def _end_if_idle(self) -> None:
+        if not self._servers and self._control is None:
             self.poller.stop()
 
-    async def _do(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        container = self._container
-        exec_id = str(request.get("exec_id", ""))
-        within_s = float(request.get("within_s", RUNTIME_WITHIN_S))
-        match request.get("do"):
-            case "create":
-                pid = await container.create(
-                    id=_text(request, "task_id"),
-                    namespace=_text(request, "namespace"),
-                    rootfs=[Mount.from_record(mount) for mount in request["rootfs_mounts"]],
-                    stdio=_stdio(request),
-                    options=request.get("options", {}),
-                    within_s=within_s,
-                )
-                return {"pid": pid}
-            case "settle":
-                settled = await container.settle(exec_id, within_s)
-                return {"pid": settled.pid, "status": settled.told()["status"]}
-            case "start":
-                return {"pid": await container.start(exec_id, within_s)}
-            case "exec":
-                container.exec(_text(request, "exec_id"), request["spec"], _stdio(request))
-                return {}
-            case "kill":
-                container.kill(exec_id, int(request["signal"]), bool(request.get("all")))
-                return {}
-            case "pause":
-                await container.pause()
-                return {}
-            case "resume":
-                await container.resume()
-                return {}
-            case "update":
-                await container.update(request["resources"], within_s)
-                return {}
-            case "pids":
-                return {"pids": container.pids()}
-            case "resize":
-                container.resize(exec_id, int(request["width"]), int(request["height"]))
-                return {}
-            case "close_io":
-                container.close_io(exec_id)
-                return {}
-            case "delete":
-                record = await container.delete(exec_id, within_s)
-                return asdict(record)
-            case "state":
-                return container.state() | {"operations": self._told_operations()}
-            case "shutdown":
-                if any(process.is_live for process in container.processes.values()):
-                    raise FailedPrecondition("shutdown of a shim with a live process")
-                return {}
-            case other:
-                raise Unimplemented(f"shim: {other}")
-
-    def _told_operations(self) -> list[str]:
-        now = time.monotonic()
-        return [
-            f"{about} ({now - since_s:.1f} s)"
-            for about, since_s in self._operations.values()
-            if about != "state"
-        ]
-
-    def _accept(self, events: int) -> None:
-        try:
-            connection, _ = self._listener.accept()
-        except OSError:  # it left before we came
-            return
-        connection.setblocking(False)
-        client = Client(self, connection)
-        self.clients.add(client)
-        client.send({"holdfast": frames.PROTOCOL_VERSION, "pid": os.getpid()})
-
-    def _emit(self, event: Mapping[str, Any]) -> None:
-        for client in list(self.clients):
-            client.send(event)
-
     def _on_orphan(self, pid: int, wait_status: int) -> None:
-        self._container.on_orphan(pid, wait_status)
+        if not any(server.container.is_end_of(pid, wait_status) for server in self._servers):
+            for server in self._servers:
+                server.container.runner.on_orphan(pid, wait_status)
 
-    def _keep_fault(self, about: str) -> None:
-        keep_fault(self._bundle, about)
 
-
-def main(job: Job) -> None:
-    """The life of a forked shim; returns when it was shut down."""
+def main(control: socket.socket, house: House) -> None:
+    """The life of a forked shim."""
     failpoints.enter("shim")
     os.setsid()
     syscalls.become_subreaper()
-    syscalls.set_name("holdfast-shim")
+    syscalls.set_name(SPARE_NAME)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # it ends when it is asked to, or by SIGKILL
-    ours = procfs.identity(os.getpid())
-    assert ours is not None
-    os.pwrite(job.lock, f"{ours.pid} {ours.start_time_ticks}\n".ljust(40).encode(), 0)
-    try:
-        Shim(job).run()
-    except Exception:
-        keep_fault(job.bundle, "loop")
-        raise
-
-
-def keep_fault(bundle: str, about: str) -> None:
-    """Writes the present exception to the bundle's shim.log."""
-    with open(f"{bundle}/shim.log", "a") as log:
-        log.write(f"{time.time():.3f} pid {os.getpid()} {about}\n{traceback.format_exc()}\n")
-
-
-def _text(request: Mapping[str, Any], name: str) -> str:
-    value = request.get(name)
-    if not isinstance(value, str) or not value or "/" in value or value.startswith("."):
-        raise InvalidArgument(f"{request.get('do')}: {name} {value!r}")
-    return value
-
-
-def _stdio(request: Mapping[str, Any]) -> Stdio:
-    return Stdio(
-        stdin=request.get("stdin", ""),
-        stdout=request.get("stdout", ""),
-        stderr=request.get("stderr", ""),
-        terminal=bool(request.get("terminal")),
-    )
+    Shim(control, house).run()

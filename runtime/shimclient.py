@@ -128,12 +128,14 @@ class ForkServer(Connection):
         cls,
         state: Path | None = None,
         *,
+        tasks_per_shim: int = 1,
         pins: bool = True,
         timeout_s: float = CONNECT_TIMEOUT_S * 4,
     ) -> Self:
         """Starts the program and waits until it can fork. The vault is in the state directory.
 
-        Without `pins` no process is pinned, as before Linux 6.15.
+        A shim is given up to so many tasks. Without `pins` no process is pinned, as before Linux
+        6.15.
         """
         ours, theirs = socket.socketpair()
         with theirs:
@@ -141,7 +143,8 @@ class ForkServer(Connection):
             process = subprocess.Popen(  # noqa: ASYNC220 - a fork, not a wait
                 [
                     *(sys.executable, "-I", "-m", "holdfast.runtime.forkserver"),
-                    *(str(theirs.fileno()), str(state or ""), *(() if pins else ("no-pins",))),
+                    *(str(theirs.fileno()), str(state or ""), str(tasks_per_shim)),
+                    *(() if pins else ("no-pins",)),
                 ],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -172,7 +175,7 @@ class ForkServer(Connection):
     async def spawn_shim(
         self, bundle: Path, *, adopt: bool = False, timeout_s: float = CALL_TIMEOUT_S
     ) -> int:
-        """Forks a shim for the bundle and gives its pid; its socket is listening by then.
+        """Gives the bundle to a shim, whose pid is told; its socket is listening by then.
 
         With `adopt` it takes over the container that a dead shim left in the bundle.
         """

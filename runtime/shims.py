@@ -65,9 +65,10 @@ async def spawn_shim(bundle: Path, /, *, adopt: bool = False) -> int:
 class Shims(Actor):
     """Owns the fork server's process and connection."""
 
-    def __init__(self, state: Path | None = None) -> None:
+    def __init__(self, state: Path | None = None, tasks_per_shim: int = 1) -> None:
         super().__init__()
         self._state = state
+        self._tasks_per_shim = tasks_per_shim
         self._server: ForkServer | None = None
         self._started = trio.Event()
 
@@ -82,7 +83,9 @@ class Shims(Actor):
         return self._server
 
     async def _run(self) -> None:
-        server = self._server = await ForkServer.start(self._state)
+        server = self._server = await ForkServer.start(
+            self._state, tasks_per_shim=self._tasks_per_shim
+        )
         self._started.set()
         if server.guarantee.level is not Level.PINS:
             self.spawn_task(_inherit)

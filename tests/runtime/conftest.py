@@ -174,9 +174,9 @@ class House:
         self.tasks.append(task)
         return task
 
-    async def renew(self, *, pins: bool = True) -> None:
-        """Another fork server, after the first was killed."""
-        self.server = await ForkServer.start(self.state, pins=pins)
+    async def renew(self, **how: Any) -> None:
+        """Another fork server, after the first was ended."""
+        self.server = await ForkServer.start(self.state, **how)
         self.nursery.start_soon(self.server.run)
 
     async def task(self, args: Sequence[str], **changes: Any) -> Task:

@@ -235,6 +235,74 @@ async def test_unread_output_and_every_exit_outlive_all_processes(house, setting
     assert await pins(house, "print(*v.pins())") == ""
 
 
+async def test_tasks_share_a_shim_and_each_is_adopted(house, settings, residue) -> None:
+    await house.server.aclose()
+    await trio.to_thread.run_sync(house.server.process.wait)
+    await house.renew(tasks_per_shim=3)
+    tasks = [await house.task(["/bin/sh", "-c", f"read l; exit {n}"]) for n in range(4)]
+    first, second, third, fourth = (task.shim_pid for task in tasks)
+    assert first == second == third != fourth
+    writers: list[int] = []
+    for number, task in enumerate(tasks):
+        stdin = task.fifo("in")
+        await task.create(Stdio(stdin=stdin))
+        await task.client.start()
+        writers.append(os.open(stdin, os.O_WRONLY))
+        await task.client.exec("e", spec(settings, f"exit {number + 10}"), Stdio())
+        await task.client.start("e")
+        assert (await task.exited("e")).status == number + 10
+    # One goes, the others stay; its room is taken by the next.
+    os.write(writers[1], b"\n")
+    assert (await tasks[1].exited()).status == 1
+    await tasks[1].client.delete()
+    await tasks[1].client.shutdown()
+    await tasks[1].client.closed.wait()
+    assert sorted(residue(tasks[1])) == ["in"]
+    fifth = await house.task(["/bin/sh", "-c", "exit 5"])
+    assert fifth.shim_pid == first
+    os.kill(first, signal.SIGKILL)
+    await dead(first)
+    for task in (tasks[0], tasks[2], fifth):
+        await task.connect(adopt=True)
+        assert task.shim_pid != first
+    for number in (0, 2, 3):
+        os.write(writers[number], b"\n")
+        assert (await tasks[number].exited()).status == number
+        await tasks[number].client.delete()
+        assert sorted(residue(tasks[number])) == ["in"]
+    await fifth.create()
+    await fifth.client.start()
+    assert (await fifth.exited()).status == 5
+    for writer in writers:
+        os.close(writer)
+
+
+async def test_a_shim_waits_for_its_next_task_without_the_last_ones_mounts(house) -> None:
+    task = await house.task(["/bin/true"])
+    await task.create()
+    await task.client.start()
+    await task.exited()
+    host = os.readlink("/proc/self/ns/mnt")
+    assert os.readlink(f"/proc/{task.shim_pid}/ns/mnt") != host
+    await task.client.delete()
+    await task.client.shutdown()
+    await task.client.closed.wait()
+    with trio.fail_after(5):
+        while procfs.stat(task.shim_pid) and os.readlink(f"/proc/{task.shim_pid}/ns/mnt") != host:
+            await trio.sleep(0.01)
+    # There are never two that wait.
+    others = [await house.task(["/bin/true"]) for _ in range(3)]
+    for other in others:
+        await other.client.shutdown()
+    with trio.fail_after(5):
+        while True:
+            live = {t.shim_pid for t in (task, *others)}
+            live = {pid for pid in live if (s := procfs.stat(pid)) and s.state != "Z"}
+            if len(live) <= 1:
+                break
+            await trio.sleep(0.01)
+
+
 async def test_without_pins_the_fork_server_tells_what_it_inherited(house, settings) -> None:
     assert house.server.guarantee.level is Level.PINS
     await house.server.aclose()
