@@ -25,7 +25,7 @@ from examples import busybox_image
 from holdfast.api.proto.services import admin_pb2
 
 from . import sweep_asks as asks
-from .sweep_daemon import House
+from .sweep_daemon import House, NoAnswer
 from .sweep_view import View, collect, look
 
 CONTAINERS = 150
@@ -159,7 +159,11 @@ class Campaign:
             shutil.copyfile(path, house.root / path.name)
         target = house.database.with_name(house.database.name + wound.file)
         inflict(target, wound)
-        start_s = await house.start()
+        try:
+            start_s = await house.start()
+        except NoAnswer as error:
+            await house.end()
+            return Found(wound=wound, start_s=0.0, faults=[], lost=0, wrong=[str(error)])
         try:
             return await self._judge(wound, start_s)
         finally:

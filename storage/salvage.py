@@ -14,7 +14,7 @@ import sqlite3
 import struct
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import structlog
 from ..actors import failpoints
 from .commitmark import mark_path
 from .database import Database
-from .scavenge import MAGIC, PAGE_BYTES, Scavenged, scavenge
+from .scavenge import MAGIC, PAGE_BYTES, Row, Scavenged, record_time, scavenge
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -36,6 +36,8 @@ FAILURES = (sqlite3.DatabaseError, UnicodeDecodeError)
 SUFFIXES = ("", "-wal", "-shm")
 # When the last sequence number cannot be read, so many are skipped: none is ever used twice.
 SEQUENCE_SKIP = 1 << 20
+
+Execute = Callable[..., sqlite3.Cursor]
 
 TABLES = {
     "record": ("kind, namespace, key, value, checksum", ("kind", "namespace", "key")),
@@ -142,10 +144,9 @@ def _copy(sources: Sequence[Path], found: Scavenged, database: Database) -> dict
             last_seqs.append(_last_sequence(old))
         finally:
             old.close()
-    for table, rows in (("record", found.records), ("event", found.events)):
-        insert = _insert(table, TABLES[table][0])
-        for row in rows.values():
-            counts[f"{table} out of reach"] += execute(insert, row).rowcount
+    counts["event out of reach"] += _add(execute, "event", found.events.values())
+    counts["record out of reach"] += _add(execute, "record", found.records.values())
+    counts["record newer"] += _renew(execute, found.records.values())
     (newest,) = execute("SELECT coalesce(max(seq), 0) FROM event").fetchone()
     known = [seq for seq in last_seqs if seq is not None]
     last = max(newest, *known) if known else newest + SEQUENCE_SKIP
@@ -155,6 +156,24 @@ def _copy(sources: Sequence[Path], found: Scavenged, database: Database) -> dict
     execute("COMMIT")
     failpoints.passed("salvage.committed")
     return dict(counts)
+
+
+def _add(execute: Execute, table: str, rows: Iterable[Row]) -> int:
+    insert = _insert(table, TABLES[table][0])
+    return sum(execute(insert, row).rowcount for row in rows)
+
+
+def _renew(execute: Execute, rows: Iterable[Row]) -> int:
+    """Put newer versions, from a log that SQLite does not read, in the place of older ones."""
+    where = "kind = CAST(? AS TEXT) AND namespace = CAST(? AS TEXT) AND key = CAST(? AS TEXT)"
+    count = 0
+    for row in rows:
+        *name, value, checksum = row
+        old = execute(f"SELECT value, checksum FROM record WHERE {where}", name).fetchone()
+        if (record_time((*name, *old)) or 0) < (record_time(row) or 0):
+            change = f"UPDATE record SET value = ?, checksum = ? WHERE {where}"
+            count += execute(change, (value, checksum, *name)).rowcount
+    return count
 
 
 def _insert(table: str, columns: str) -> str:

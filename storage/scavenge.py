@@ -14,6 +14,7 @@ list is lost too, they cannot be told from the others (`free_known`).
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,12 +70,13 @@ def scavenge(path: Path) -> Scavenged:
             found = content[(number - 1) * PAGE_BYTES : number * PAGE_BYTES]
         return found.ljust(PAGE_BYTES, b"\0")
 
-    highest = max(count, *newer) if newer else count
-    free = _free_pages(page, highest) if highest else None
+    # A log whose header is lost may seem to hold pages of any number.
+    numbers = sorted({*range(1, count + 1), *newer})
+    free = _free_pages(page, numbers[-1]) if numbers else None
     records: dict[Row, Row] = {}
     updated_at: dict[Row, int] = {}
     events: dict[int, Row] = {}
-    for number in range(1, highest + 1):
+    for number in numbers:
         if free is not None and number in free:
             continue
         for sequence, row in _rows(page, number):
@@ -82,7 +84,7 @@ def scavenge(path: Path) -> Scavenged:
                 if _is_event(row):
                     events[sequence] = (sequence, *row[1:])
                 continue
-            at = _record_time(row)
+            at = record_time(row)
             name = row[:3]
             if at is not None and at >= updated_at.get(name, 0):
                 records[name], updated_at[name] = row, at
@@ -117,11 +119,14 @@ def _log_pages(database: Path) -> dict[int, bytes]:
     pages: dict[int, bytes] = {}
     pending: dict[int, bytes] = {}
     step = FRAME_HEADER_BYTES + PAGE_BYTES
-    # The mark stands in the header and in each frame; the first frame's serves where the header
-    # is damaged.
-    at = LOG_HEADER_BYTES + 8 if log_is_headless(database) else 16
-    mark = log[at : at + 8]
-    for at in range(LOG_HEADER_BYTES, len(log) - step + 1, step):
+    starts = range(LOG_HEADER_BYTES, len(log) - step + 1, step)
+    # The mark stands in the header and in each frame. Where the header is damaged, the newest
+    # that several frames bear serves: it grows with each use.
+    mark = log[16:24]
+    if log_is_headless(database):
+        marks = Counter(log[at + 8 : at + 16] for at in starts)
+        mark = max((mark for mark, count in marks.items() if count > 1), default=mark)
+    for at in starts:
         number, committed = struct.unpack_from(">II", log, at)
         if log[at + 8 : at + 16] == mark and number:
             pending[number] = log[at + FRAME_HEADER_BYTES : at + step]
@@ -224,7 +229,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     raise ValueError("no number")  # not reached: the ninth byte is the last
 
 
-def _record_time(row: Row) -> int | None:
+def record_time(row: Row) -> int | None:
     """When a sound record was changed, 0 where it does not say; None for what is none."""
     try:
         kind, namespace, key, value, checksum = row

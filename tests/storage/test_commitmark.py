@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -81,6 +82,26 @@ async def test_a_log_that_held_all_is_read_for_what_is_left(
         assert reasons[harm] in damaged.reason
         await store.write(lambda tx: made(99, tx))
         assert store.events.last_seq > 10
+
+
+async def test_a_headless_log_gives_its_newer_versions(tmp_path: Path) -> None:
+    path, copy = tmp_path / "live/db", tmp_path / "db"
+    path.parent.mkdir()
+    for turn in (1, 2):
+        value = {"updated_at": turn, "blob": b"x" * 20_000}
+        async with Store.open(path) as store:
+            await store.write(lambda tx, value=value: tx.put("image", "ns", "a", value))  # type: ignore[misc]
+            await store.write(lambda tx: made(1, tx))
+            for suffix in ("", "-wal", ".mark"):
+                shutil.copyfile(f"{path}{suffix}", f"{copy}{suffix}")
+    log = copy.with_name("db-wal")
+    # The header and the first frame: what is left does not say by itself which use it is of.
+    log.write_bytes(os.urandom(32 + 24) + log.read_bytes()[56:])
+    async with Store.open(copy) as store:
+        record = store.get("image", "ns", "a")
+        assert record is not None
+        assert record["updated_at"] == 2
+        assert len(store.damaged) == 1
 
 
 async def test_an_older_database_in_the_place_of_a_newer_is_told(tmp_path: Path) -> None:
