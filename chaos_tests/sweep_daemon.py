@@ -18,7 +18,7 @@ from holdfast.actors.failpoints import VARIABLE
 from holdfast.api.cli.session import Session
 from holdfast.api.grpc.client import Channel
 
-ANSWERS_WITHIN_S = 20.0
+ANSWERS_WITHIN_S = 60.0
 DIES_WITHIN_S = 20.0
 
 
@@ -57,7 +57,7 @@ class House:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                env={**os.environ, VARIABLE: f"@{self.rules}"},
+                env={**os.environ, VARIABLE: f"@{self.rules}", "PYTHONFAULTHANDLER": "1"},
             )
         while time.monotonic() < began_s + ANSWERS_WITHIN_S:
             if self._process.poll() is not None:
@@ -66,6 +66,9 @@ class House:
                 probe.connect(str(self.socket))
                 return time.monotonic() - began_s
             time.sleep(0.01)
+        # So asked, Python tells where it stands.
+        self._process.send_signal(signal.SIGABRT)
+        self._process.wait(DIES_WITHIN_S)
         raise NoAnswer(f"the daemon does not accept: {self.log.read_text()[-3000:]}")
 
     async def has_fallen(self, within_s: float) -> bool:
