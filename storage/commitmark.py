@@ -3,7 +3,8 @@
 SQLite takes a damaged or shortened log for one that a power loss cut short, and opens the database
 as it was before the damage, without a word. The database counts its commits, and after each one
 the count is written here, without a sync: the mark is never ahead of what a power loss leaves, and
-a kill does not hold it back. A mark that is ahead tells that commits are lost.
+a kill does not hold it back. A mark that is ahead tells that commits are lost. Without a mark, or
+where it cannot be read or written, nothing is told, and nothing else is the worse for it.
 """
 
 import os
@@ -19,13 +20,16 @@ class CommitMark:
 
     def __init__(self, database: Path) -> None:
         self._path = mark_path(database)
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError:
+            self._fd = -1  # a full disk, for one; every use of it fails, as below
 
     def read(self) -> int:
         """The count that was written last; 0 when there is none that makes sense."""
         try:
             count, checksum = FORMAT.unpack(os.pread(self._fd, FORMAT.size, 0))
-        except struct.error:
+        except (struct.error, OSError):
             return 0
         return int(count) if checksum == _checksum(count) else 0
 
@@ -38,7 +42,8 @@ class CommitMark:
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)
 
 
 def mark_path(database: Path) -> Path:

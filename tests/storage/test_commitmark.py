@@ -127,3 +127,13 @@ async def test_a_mark_that_makes_no_sense_is_none(tmp_path: Path, content: bytes
     mark = CommitMark(path)
     assert mark.read() > 0
     mark.close()
+
+
+async def test_a_store_without_a_mark_opens_and_writes(tmp_path: Path) -> None:
+    path = tmp_path / "db"
+    mark_path(path).mkdir()  # cannot be opened as a file
+    for number in (1, 2):
+        async with Store.open(path) as store:
+            await store.write(lambda tx, number=number: made(number, tx))  # type: ignore[misc]
+            assert store.count("container") == number
+            assert not store.damaged
