@@ -291,7 +291,9 @@ async def run(
 
 def main() -> int:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        description="Kill -9 at every point of every durable operation."
+    )
     parser.add_argument("--operation", action="append", default=[], help="All when none is named.")
     parser.add_argument("--program", action="append", default=[], help="All when none is named.")
     parser.add_argument("--sample", type=int, default=None, help="So many points, not all.")

@@ -229,7 +229,7 @@ async def run(wounds: Sequence[Wound], tell: Callable[[str], None]) -> Sequence[
 
 def main() -> int:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Harm the metadata database anywhere.")
     parser.add_argument("--wounds", type=int, default=100)
     parser.add_argument("--seed", type=int, default=None, help="Of the first wound.")
     given = parser.parse_args()
