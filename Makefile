@@ -9,7 +9,7 @@ BIN := .venv/bin
 # its shim, Erlang's supervisor), what images are made of (busybox), what tests look with (the rest).
 PROGRAMS := crun runc containerd erlang-base busybox-static python3-venv procps mount iproute2
 
-.PHONY: setup demo test check quick bench difftest crash-sweep damage-sweep clean
+.PHONY: setup demo test check quick bench difftest chaos crash-sweep damage-sweep clean
 
 setup: .venv/programs .venv/packages
 
@@ -61,6 +61,11 @@ N ?= 5000
 SEED ?=
 difftest: setup
 	$(BIN)/python tests/supervision/otp_difference.py --histories $(N) $(if $(SEED),--seed $(SEED))
+
+# Every set of our processes dies, in every state of a task: make chaos CONTAINERS=210 SEED=7
+CONTAINERS ?= 2000
+chaos: setup
+	$(BIN)/python -m chaos_tests.deaths --containers $(CONTAINERS) $(if $(SEED),--seed $(SEED))
 
 # Kill -9 at every durable step of every operation: make crash-sweep ARGS='--sample 30 --seed 7'
 crash-sweep: setup

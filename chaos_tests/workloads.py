@@ -1,0 +1,437 @@
+"""The workload: what asks. One `Life` takes one container from nothing to nothing.
+
+    prepare, create, start, [pause | exec | gate], wait, get, delete, remove
+
+On its way it comes to the state that its plan names, says so (`reached`), and waits there for the
+harm. It goes on asking through the harm, and ends its container after it. Every answer is in the
+history; what cannot be gone on with is told as Trouble.
+"""
+
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import trio
+from google.protobuf.message import Message
+
+from holdfast.actors.errors import AlreadyExists, FailedPrecondition, NotFound, Refusal
+from holdfast.api.proto.services import containers_pb2, snapshots_pb2, tasks_pb2
+from holdfast.api.proto.task_types_pb2 import Status
+
+from . import containers
+from .checkers import difference
+from .client import NOTHING, PAUSE_S, Client
+from .containers import Plan, State
+from .history import Ended, History, Process, Streamed, Trouble
+from .streams import Gate, Reader, Writer
+
+SPEC_URL = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
+BASE = "chaos-base"
+EXEC_ID = "second"
+SNAPSHOTTER = "overlayfs"
+ROOTED = {"containerd.io/gc.root": "2026-01-01T00:00:00Z"}
+LIFE_WITHIN_S = 90.0
+Task = tasks_pb2  # the service's module, short
+
+
+@dataclass(slots=True, kw_only=True)
+class Stage:
+    """What the containers of one round wait for."""
+
+    struck: trio.Event = field(default_factory=trio.Event)
+    """The harm is about to begin: what is to be in flight is asked for now."""
+    gone: trio.Event = field(default_factory=trio.Event)
+    """The harm has been done: what is to end inside of it ends now."""
+    healed: trio.Event = field(default_factory=trio.Event)
+    """The daemon answers again."""
+
+
+async def prepare_base(client: Client) -> None:
+    """A committed snapshot with a busybox, which every container's root stands on."""
+    try:
+        answer = await client.insist(
+            "Snapshots.Prepare",
+            snapshots_pb2.PrepareSnapshotRequest(
+                snapshotter=SNAPSHOTTER, key="chaos-base-work", labels=ROOTED
+            ),
+            snapshots_pb2.PrepareSnapshotResponse,
+        )
+        await trio.to_thread.run_sync(containers.make_root, Path(answer.mounts[0].source))
+        request = snapshots_pb2.CommitSnapshotRequest(
+            snapshotter=SNAPSHOTTER, name=BASE, key="chaos-base-work", labels=ROOTED
+        )
+        await client.insist("Snapshots.Commit", request, NOTHING)
+    except AlreadyExists:
+        pass
+
+
+class Life:
+    """One container's life."""
+
+    def __init__(self, client: Client, plan: Plan, folder: Path, group: str, stage: Stage) -> None:
+        self.plan = plan
+        self.reached = trio.Event()
+        self.pid = 0
+        self.exited_at_s: float | None = None
+        self._client = client
+        self._history: History = client.history
+        self._stage = stage
+        self._group = group
+        self._folder = folder / plan.name
+        self._gates_folder = self._folder / "gates"
+        self._gates_folder.mkdir(parents=True)
+        self._gate = Gate(self._gates_folder / "init")
+        self._exec_gate = Gate(self._gates_folder / "exec")
+        self._readers: dict[tuple[str, str], Reader] = {}
+        self._writer: Writer | None = None
+        self._waits = 0
+        self._exec_ended = trio.Event()
+
+    async def run(self) -> None:
+        """The whole life; never raises for what the daemon does."""
+        plan = self.plan
+        self._history.add(Process(subject=plan.name, status=plan.code, terminal=plan.terminal))
+        try:
+            with trio.fail_after(LIFE_WITHIN_S):
+                async with trio.open_nursery() as nursery:
+                    await self._live(nursery)
+        except* trio.TooSlowError:
+            self._trouble(f"no end within {LIFE_WITHIN_S:.0f} s, at {self._at}")
+        except* (Refusal, OSError) as group:
+            self._trouble(f"at {self._at}: {group.exceptions[0]!r}")
+        finally:
+            self.reached.set()
+            self._gate.close()
+            self._exec_gate.close()
+            for reader in self._readers.values():
+                reader.leave()
+            if self._writer is not None:
+                self._writer.close()
+
+    async def let_go(self) -> None:
+        """Open its gates: its processes go on to their end, the exec first, for it dies with the
+        container."""
+        if self.plan.has_exec:
+            self._exec_gate.open()
+            await self._exec_ended.wait()
+        self._gate.open()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its first process was started, and has not been seen to end."""
+        return bool(self.pid) and self.exited_at_s is None
+
+    _at = "the beginning"
+
+    async def _live(self, nursery: trio.Nursery) -> None:
+        plan, stage = self.plan, self._stage
+        await self._prepare()
+        self._open_stdio(nursery)
+        if plan.state is State.CREATING:
+            self.reached.set()
+            await stage.struck.wait()
+        await self._create()
+        if plan.state is State.CREATED:
+            await self._hold()
+        nursery.start_soon(self._wait, "")
+        await self._start("")
+        nursery.start_soon(self._watch, "", self.pid)
+        if plan.state is State.RUNNING:
+            await self._hold_running(nursery)
+        elif plan.state is State.PAUSED:
+            await self._settle("Tasks.Pause", Task.PauseTaskRequest, Status.PAUSED)
+            await self._hold()
+            await self._settle("Tasks.Resume", Task.ResumeTaskRequest, Status.RUNNING)
+        elif plan.state is State.EXEC:
+            await self._exec(nursery)
+            nursery.start_soon(self._wait, EXEC_ID)
+            pid = await self._start(EXEC_ID)
+            nursery.start_soon(self._watch, EXEC_ID, pid)
+            await self._hold_running(nursery)
+        elif plan.state is State.EXITING:
+            await self._hold_running(nursery)
+        await self._finish(nursery)
+
+    async def _hold(self) -> None:
+        """Stay as it is while the harm lasts; its reader may be away meanwhile."""
+        self.reached.set()
+        await self._stage.struck.wait()
+        if self.plan.reader_away:
+            for reader in self._readers.values():
+                reader.leave()
+        await self._stage.healed.wait()
+        for reader in self._readers.values():
+            reader.attach()
+
+    async def _hold_running(self, nursery: trio.Nursery) -> None:
+        """As `_hold`, while its processes come to their end, or go on."""
+        plan, stage = self.plan, self._stage
+        if plan.state is State.EXITING and plan.stdin:
+            nursery.start_soon(self._feed, True)
+
+        async def end_inside() -> None:
+            # An exiting one is let go with the blow, the others after it.
+            exiting = plan.state is State.EXITING
+            await (stage.struck if exiting else stage.gone).wait()
+            if not exiting and plan.stdin:
+                nursery.start_soon(self._feed, True)
+            await self.let_go()
+
+        if plan.exits_inside or plan.state is State.EXITING:
+            nursery.start_soon(end_inside)
+        await self._hold()
+
+    async def _finish(self, nursery: trio.Nursery) -> None:
+        plan, stage = self.plan, self._stage
+        if not self._gate.is_open:
+            if plan.stdin:
+                nursery.start_soon(self._feed, plan.terminal)
+            await self.let_go()
+        self._at = "waiting for its end"
+        while self._waits:  # noqa: ASYNC110 - two waits, one of them perhaps
+            await trio.sleep(PAUSE_S)
+        await self._get()
+        if plan.state is State.DELETING:
+            self.reached.set()
+            await stage.struck.wait()
+        if plan.has_exec:
+            await self._remove(
+                "Tasks.DeleteProcess",
+                Task.DeleteProcessRequest(container_id=plan.name, exec_id=EXEC_ID),
+                Task.DeleteResponse,
+                EXEC_ID,
+            )
+        await self._remove(
+            "Tasks.Delete", Task.DeleteTaskRequest(container_id=plan.name), Task.DeleteResponse
+        )
+        await self._remove(
+            "Containers.Delete", containers_pb2.DeleteContainerRequest(id=plan.name), NOTHING
+        )
+        request = snapshots_pb2.RemoveSnapshotRequest(snapshotter=SNAPSHOTTER, key=plan.name)
+        await self._remove("Snapshots.Remove", request, NOTHING)
+        self._at = "reading the last output"
+        await self._judge_output()
+
+    # -- the verbs, each until it has taken effect
+
+    async def _ask(
+        self, verb: str, request: Message, answer_type: type[Any], exec_id: str = ""
+    ) -> Any:
+        self._at = verb
+        return await self._client.insist(
+            verb, request, answer_type, subject=self.plan.name, exec_id=exec_id
+        )
+
+    async def _prepare(self) -> None:
+        name = self.plan.name
+        try:
+            answer = await self._ask(
+                "Snapshots.Prepare",
+                snapshots_pb2.PrepareSnapshotRequest(
+                    snapshotter=SNAPSHOTTER, key=name, parent=BASE, labels=ROOTED
+                ),
+                snapshots_pb2.PrepareSnapshotResponse,
+            )
+        except AlreadyExists:
+            answer = await self._ask(
+                "Snapshots.Mounts",
+                snapshots_pb2.MountsRequest(snapshotter=SNAPSHOTTER, key=name),
+                snapshots_pb2.MountsResponse,
+            )
+        self._rootfs = list(answer.mounts)
+        container = containers_pb2.Container(id=name, snapshotter=SNAPSHOTTER, snapshot_key=name)
+        container.runtime.name = "io.containerd.runc.v2"
+        container.spec.type_url = SPEC_URL
+        container.spec.value = containers.spec(self.plan, self._gates_folder, self._group)
+        try:
+            request = containers_pb2.CreateContainerRequest(container=container)
+            await self._ask("Containers.Create", request, containers_pb2.CreateContainerResponse)
+        except AlreadyExists:
+            pass
+
+    def _open_stdio(self, nursery: trio.Nursery) -> None:
+        plan = self.plan
+        self._stdio: dict[str, Any] = {"terminal": plan.terminal}
+        for stream in ("stdout",) if plan.terminal else ("stdout", "stderr"):
+            self._stdio[stream] = self._output(nursery, "", stream)
+        if plan.stdin:
+            self._writer = Writer(self._folder / "stdin")
+            self._stdio["stdin"] = str(self._writer.path)
+
+    def _output(self, nursery: trio.Nursery, exec_id: str, stream: str) -> str:
+        path = self._folder / f"{exec_id}{stream}"
+        if self.plan.to_file:
+            return f"file://{path}"
+        reader = self._readers[exec_id, stream] = Reader(path)
+        nursery.start_soon(reader.run)
+        return str(path)
+
+    async def _create(self) -> None:
+        request = Task.CreateTaskRequest(
+            container_id=self.plan.name, rootfs=self._rootfs, **self._stdio
+        )
+        while True:
+            try:
+                answer = await self._ask("Tasks.Create", request, Task.CreateTaskResponse)
+                self.pid = answer.pid
+                return
+            except AlreadyExists:
+                # An earlier ask took effect, or is being undone.
+                process = await self._process("")
+                if process is not None and process.status != Status.UNKNOWN:
+                    self.pid = process.pid
+                    return
+                await trio.sleep(PAUSE_S)
+
+    async def _start(self, exec_id: str) -> int:
+        request = Task.StartRequest(container_id=self.plan.name, exec_id=exec_id)
+        try:
+            answer = await self._ask("Tasks.Start", request, Task.StartResponse, exec_id)
+            return int(answer.pid)
+        except FailedPrecondition:
+            process = await self._process(exec_id)
+            if process is None or process.status == Status.CREATED:
+                raise
+            return int(process.pid)
+
+    async def _exec(self, nursery: trio.Nursery) -> None:
+        plan = self.plan
+        self._history.add(Process(subject=plan.name, exec_id=EXEC_ID, status=plan.exec_code))
+        request = Task.ExecProcessRequest(container_id=plan.name, exec_id=EXEC_ID)
+        request.spec.type_url = SPEC_URL.replace("/Spec", "/Process")
+        request.spec.value = containers.exec_spec(plan)
+        for stream in ("stdout", "stderr"):
+            setattr(request, stream, self._output(nursery, EXEC_ID, stream))
+        try:
+            await self._ask("Tasks.Exec", request, NOTHING, EXEC_ID)
+        except AlreadyExists:
+            pass
+
+    async def _settle(self, verb: str, request_type: Any, status: int) -> None:
+        """Pause or resume, which may have taken effect already."""
+        try:
+            await self._ask(verb, request_type(container_id=self.plan.name), NOTHING)
+        except FailedPrecondition:
+            process = await self._process("")
+            if process is None or process.status != status:
+                raise
+
+    async def _feed(self, say_end: bool) -> None:
+        """Give the first process its input, to the end; the end is a line, or the stream's own."""
+        assert self._writer is not None
+        lines = [f"{i}" for i in range(containers.INPUT_LINES)]
+        if say_end:
+            lines.append(containers.END_OF_INPUT)
+        await self._writer.write("".join(f"{line}\n" for line in lines).encode())
+        if not say_end:
+            self._writer.close()
+            request = Task.CloseIORequest(container_id=self.plan.name, stdin=True)
+            try:
+                await self._client.insist("Tasks.CloseIO", request, NOTHING, subject=self.plan.name)
+            except Refusal:
+                pass  # it has ended
+
+    async def _wait(self, exec_id: str) -> None:
+        """Hear of the end of a process, through all deaths of the daemon."""
+        self._waits += 1
+        request = Task.WaitRequest(container_id=self.plan.name, exec_id=exec_id)
+        try:
+            await self._client.insist(
+                "Tasks.Wait",
+                request,
+                Task.WaitResponse,
+                subject=self.plan.name,
+                exec_id=exec_id,
+                within_s=None,
+            )
+        finally:
+            self._waits -= 1
+
+    async def _get(self) -> None:
+        await self._process("")
+        if self.plan.has_exec:
+            await self._process(EXEC_ID)
+
+    async def _process(self, exec_id: str) -> Any:
+        request = Task.GetRequest(container_id=self.plan.name, exec_id=exec_id)
+        try:
+            return (await self._ask("Tasks.Get", request, Task.GetResponse, exec_id)).process
+        except NotFound:
+            return None
+
+    async def _remove(
+        self, verb: str, request: Message, answer_type: type[Any], exec_id: str = ""
+    ) -> None:
+        try:
+            await self._ask(verb, request, answer_type, exec_id)
+        except NotFound:
+            pass  # an earlier ask took effect
+
+    # -- what is seen from outside
+
+    async def _watch(self, exec_id: str, pid: int) -> None:
+        """Note when the kernel shows the end of a process."""
+        try:
+            descriptor = os.pidfd_open(pid)
+        except (ProcessLookupError, OSError):
+            pass  # it has ended already
+        else:
+            try:
+                await trio.lowlevel.wait_readable(descriptor)
+            finally:
+                os.close(descriptor)
+        at_s = time.monotonic()
+        if exec_id:
+            self._exec_ended.set()
+        else:
+            self.exited_at_s = at_s
+        self._history.add(Ended(subject=self.plan.name, exec_id=exec_id, at_s=at_s))
+
+    async def _judge_output(self) -> None:
+        plan = self.plan
+        async with trio.open_nursery() as nursery:
+            for reader in self._readers.values():
+                nursery.start_soon(reader.finish)
+        for exec_id in ("", EXEC_ID) if plan.has_exec else ("",):
+            terminal = plan.terminal and not exec_id
+            for stream in ("stdout",) if terminal else ("stdout", "stderr"):
+                self._history.add(self._streamed(exec_id, stream, terminal))
+
+    def _streamed(self, exec_id: str, stream: str, terminal: bool) -> Streamed:
+        plan = self.plan
+        wanted = containers.wanted_stdout(plan, of_exec=bool(exec_id))
+        if stream == "stderr":
+            wanted = containers.wanted_stderr(plan)
+        reader = self._readers.get((exec_id, stream))
+        path = self._folder / f"{exec_id}{stream}"
+        got = bytes(reader.data) if reader is not None else _bytes_of(path)
+        if terminal:
+            lost, extra = _missing_on_terminal(wanted + containers.wanted_stderr(plan), got), 0
+        else:
+            lost, extra = difference(wanted, got)
+        return Streamed(
+            subject=plan.name,
+            exec_id=exec_id,
+            stream=stream,
+            terminal=terminal,
+            wanted_bytes=len(wanted),
+            got_bytes=len(got),
+            lost_bytes=lost,
+            extra_bytes=extra,
+            ended=reader is None or reader.ended,
+        )
+
+    def _trouble(self, text: str) -> None:
+        self._history.add(Trouble(subject=self.plan.name, text=text))
+
+
+def _bytes_of(path: Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""
+
+
+def _missing_on_terminal(wanted: bytes, got: bytes) -> int:
+    """Bytes of lines that a terminal did not show; its echo of the input may stand between."""
+    shown = set(got.replace(b"\r", b"").split(b"\n"))
+    return sum(len(line) + 1 for line in wanted.splitlines() if line not in shown)
