@@ -9,7 +9,7 @@ import os
 import random
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,12 @@ class Plan:
     """Its reader lets go of the FIFOs before the harm, and comes back after it."""
     exits_inside: bool = False
     """It is let to its end while the harm lasts."""
+    runtime: str = ""
+    """The path of its OCI runtime; the host's when empty."""
+    layer: str = ""
+    """A directory that is one more layer of its root."""
+    bind: str = ""
+    """A directory that it finds at /mnt."""
 
     @property
     def has_exec(self) -> bool:
@@ -142,6 +148,7 @@ def spec(plan: Plan, gates: Path, group: str) -> bytes:
                 mount("/dev", "tmpfs", "tmpfs", "nosuid", "mode=755", "size=65536k"),
                 mount("/dev/pts", "devpts", "devpts", "nosuid", "noexec", "newinstance"),
                 mount(GATES, "bind", str(gates), "rbind", "rw"),
+                *([mount("/mnt", "bind", plan.bind, "rbind", "ro")] if plan.bind else []),
             ],
             "linux": {
                 "resources": {"devices": [{"allow": False, "access": "rwm"}]},
@@ -159,13 +166,13 @@ def exec_spec(plan: Plan) -> bytes:
 
 def make_root(folder: Path) -> None:
     """Put a busybox into an empty directory, for it to be a root filesystem."""
-    for name in ("bin", "proc", "dev", "sys", "tmp", GATES.strip("/")):
+    for name in ("bin", "proc", "dev", "sys", "tmp", "mnt", GATES.strip("/")):
         (folder / name).mkdir(exist_ok=True)
     shutil.copy(BUSYBOX, folder / "bin/busybox")
     for name in APPLETS:
         os.symlink("busybox", folder / "bin" / name)
 
 
-def quiet(plan: Plan) -> Plan:
-    """The same container with a short life and no exec."""
-    return replace(plan, state=State.RUNNING, lines_before=3, lines_after=3, exits_inside=False)
+def brief(name: str) -> Plan:
+    """A container with a short life."""
+    return Plan(name=name, state=State.RUNNING, code=3, lines_before=3, lines_after=3)

@@ -157,10 +157,13 @@ def mounts_below(folder: Path) -> list[str]:
 
 @asynccontextmanager
 async def running(
-    base: Path, history: History, environment: Mapping[str, str] | None = None
+    base: Path,
+    history: History,
+    environment: Mapping[str, str] | None = None,
+    root: Path | None = None,
 ) -> AsyncGenerator[Daemon]:
     """A daemon that has answered; ended, with all that it had, when the block is left."""
-    daemon = Daemon(base=base, history=history, environment=environment or {})
+    daemon = Daemon(base=base, history=history, environment=environment or {}, root=root)
     try:
         await daemon.start()
         yield daemon

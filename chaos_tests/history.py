@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 R = TypeVar("R", bound="Record")
 
@@ -199,6 +199,5 @@ class History:
 
 def _tuple(value: Any) -> Any:
     if isinstance(value, list):
-        items: list[str] = value
-        return tuple(items)
+        return tuple(cast("list[str]", value))
     return value

@@ -9,6 +9,7 @@ history; what cannot be gone on with is told as Trouble.
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from typing import Any
 import trio
 from google.protobuf.message import Message
 
-from holdfast.actors.errors import AlreadyExists, FailedPrecondition, NotFound, Refusal
+from holdfast.actors.errors import AlreadyExists, FailedPrecondition, NotFound, Refusal, Unknown
+from holdfast.api.proto import runc_pb2, types_pb2
 from holdfast.api.proto.services import containers_pb2, snapshots_pb2, tasks_pb2
 from holdfast.api.proto.task_types_pb2 import Status
+from holdfast.api.status import CallFailed
 
 from . import containers
 from .checkers import difference
@@ -67,12 +70,22 @@ async def prepare_base(client: Client) -> None:
         pass
 
 
+async def whole_life(client: Client, plan: Plan, folder: Path, group: str) -> None:
+    """A life that waits for no harm."""
+    stage = Stage()
+    for event in (stage.struck, stage.gone, stage.healed):
+        event.set()
+    await Life(client, plan, folder, group, stage).run()
+
+
 class Life:
     """One container's life."""
 
     def __init__(self, client: Client, plan: Plan, folder: Path, group: str, stage: Stage) -> None:
         self.plan = plan
         self.reached = trio.Event()
+        self.begun = trio.Event()
+        self.refusal: Exception | None = None
         self.pid = 0
         self.exited_at_s: float | None = None
         self._client = client
@@ -85,6 +98,7 @@ class Life:
         self._gate = Gate(self._gates_folder / "init")
         self._exec_gate = Gate(self._gates_folder / "exec")
         self._readers: dict[tuple[str, str], Reader] = {}
+        self._stdio: dict[str, Any] = {}
         self._writer: Writer | None = None
         self._waits = 0
         self._exec_ended = trio.Event()
@@ -109,6 +123,41 @@ class Life:
                 reader.leave()
             if self._writer is not None:
                 self._writer.close()
+
+    async def begin(self) -> None:
+        """Its life up to its create, asked for once when struck; a refusal is kept."""
+        try:
+            await self._prepare()
+            self.reached.set()
+            await self._stage.struck.wait()
+            request = self._create_request()
+            await self._client.ask(
+                "Tasks.Create", request, Task.CreateTaskResponse, subject=self.plan.name
+            )
+        except (Refusal, CallFailed) as error:
+            self.refusal = error
+        finally:
+            self.begun.set()
+
+    async def give_up(self) -> None:
+        """Remove what there is of it, at whatever point it stands."""
+        name = self.plan.name
+        kill = Task.KillRequest(container_id=name, signal=9, all=True)
+        try:
+            await self._ask("Tasks.Kill", kill, NOTHING)
+        except (NotFound, FailedPrecondition):
+            pass  # there is none, or it never ran
+        for verb, request, answer_type in self._removals():
+            await self._remove(verb, request, answer_type)
+
+    def _removals(self) -> list[tuple[str, Message, type[Any]]]:
+        name = self.plan.name
+        snapshot = snapshots_pb2.RemoveSnapshotRequest(snapshotter=SNAPSHOTTER, key=name)
+        return [
+            ("Tasks.Delete", Task.DeleteTaskRequest(container_id=name), Task.DeleteResponse),
+            ("Containers.Delete", containers_pb2.DeleteContainerRequest(id=name), NOTHING),
+            ("Snapshots.Remove", snapshot, NOTHING),
+        ]
 
     async def let_go(self) -> None:
         """Open its gates: its processes go on to their end, the exec first, for it dies with the
@@ -203,14 +252,8 @@ class Life:
                 Task.DeleteResponse,
                 EXEC_ID,
             )
-        await self._remove(
-            "Tasks.Delete", Task.DeleteTaskRequest(container_id=plan.name), Task.DeleteResponse
-        )
-        await self._remove(
-            "Containers.Delete", containers_pb2.DeleteContainerRequest(id=plan.name), NOTHING
-        )
-        request = snapshots_pb2.RemoveSnapshotRequest(snapshotter=SNAPSHOTTER, key=plan.name)
-        await self._remove("Snapshots.Remove", request, NOTHING)
+        for verb, request, answer_type in self._removals():
+            await self._remove(verb, request, answer_type)
         self._at = "reading the last output"
         await self._judge_output()
 
@@ -241,6 +284,8 @@ class Life:
                 snapshots_pb2.MountsResponse,
             )
         self._rootfs = list(answer.mounts)
+        if self.plan.layer:
+            self._rootfs = [_over(self.plan.layer, self._rootfs)]
         container = containers_pb2.Container(id=name, snapshotter=SNAPSHOTTER, snapshot_key=name)
         container.runtime.name = "io.containerd.runc.v2"
         container.spec.type_url = SPEC_URL
@@ -253,7 +298,7 @@ class Life:
 
     def _open_stdio(self, nursery: trio.Nursery) -> None:
         plan = self.plan
-        self._stdio: dict[str, Any] = {"terminal": plan.terminal}
+        self._stdio = {"terminal": plan.terminal}
         for stream in ("stdout",) if plan.terminal else ("stdout", "stderr"):
             self._stdio[stream] = self._output(nursery, "", stream)
         if plan.stdin:
@@ -269,14 +314,14 @@ class Life:
         return str(path)
 
     async def _create(self) -> None:
-        request = Task.CreateTaskRequest(
-            container_id=self.plan.name, rootfs=self._rootfs, **self._stdio
-        )
+        request = self._create_request()
         while True:
             try:
                 answer = await self._ask("Tasks.Create", request, Task.CreateTaskResponse)
                 self.pid = answer.pid
                 return
+            except Unknown:
+                await trio.sleep(PAUSE_S)  # it was cut short, and has been undone
             except AlreadyExists:
                 # An earlier ask took effect, or is being undone.
                 process = await self._process("")
@@ -284,6 +329,16 @@ class Life:
                     self.pid = process.pid
                     return
                 await trio.sleep(PAUSE_S)
+
+    def _create_request(self) -> Task.CreateTaskRequest:
+        request = Task.CreateTaskRequest(
+            container_id=self.plan.name, rootfs=self._rootfs, **self._stdio
+        )
+        if self.plan.runtime:
+            options = runc_pb2.Options(binary_name=self.plan.runtime)
+            request.options.type_url = options.DESCRIPTOR.full_name
+            request.options.value = options.SerializeToString()
+        return request
 
     async def _start(self, exec_id: str) -> int:
         request = Task.StartRequest(container_id=self.plan.name, exec_id=exec_id)
@@ -425,6 +480,14 @@ class Life:
 
     def _trouble(self, text: str) -> None:
         self._history.add(Trouble(subject=self.plan.name, text=text))
+
+
+def _over(layer: str, below: Sequence[types_pb2.Mount]) -> types_pb2.Mount:
+    """An overlay of a directory over what the snapshot mounts: its upper and work stay."""
+    options = [option for mount in below for option in mount.options]
+    lower = [f"lowerdir={layer}:{o.partition('=')[2]}" for o in options if "lowerdir=" in o]
+    others = [option for option in options if "lowerdir=" not in option]
+    return types_pb2.Mount(type="overlay", source="overlay", options=[*others, *lower])
 
 
 def _bytes_of(path: Path) -> bytes:
