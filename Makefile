@@ -34,6 +34,7 @@ setup: .venv/programs .venv/packages
 
 demo: setup
 	@$(BIN)/python examples/demo.py
+	@$(BIN)/python examples/blackout.py
 
 # The gate. `quick` is what pre-commit runs.
 quick: setup
