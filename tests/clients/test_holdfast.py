@@ -274,7 +274,7 @@ def test_the_daemon_tells_about_itself(holdfast: Holdfast, name: str) -> None:
     assert re.search(r"client +\S.*\ndaemon +\S", holdfast.run("version"))
     facts = json.loads(holdfast.run("info", "--format", "json"))
     assert facts["runtime"].split()[0] in ("crun", "runc")
-    assert facts["cgroups"] in ("v1", "hybrid", "v2")
+    assert facts["cgroups"] in ("legacy", "hybrid", "unified")
     assert facts["guarantee"].startswith(("pins: exit", "subreapers: output"))
     tree = holdfast.run("tree")
     assert "holdfast  running" in tree

@@ -266,7 +266,9 @@ async def clean(house: House) -> None:
             while directories := cgroups_of(task.id):
                 cgroup.remove({path: path for path in directories})
                 await trio.sleep(0.01)
-    for path in Path("/sys/fs/cgroup").glob(f"*{CGROUP_PARENT}"):
+    top = Path("/sys/fs/cgroup")
+    # In each tree of a controller, or in the one for all.
+    for path in (*top.glob(f"*{CGROUP_PARENT}"), top / CGROUP_PARENT.lstrip("/")):
         try:
             path.rmdir()
         except OSError:
