@@ -456,8 +456,11 @@ async def test_an_out_of_memory_kill_is_told(host: Host) -> None:
 
 
 async def test_a_killed_task_actor_loses_nothing(host: Host) -> None:
-    await host.run("web", "sh", "-c", "sleep 0.3; exit 5")
-    await host.tasks.exec(NS, "web", "one", process("sleep", "0.2"))
+    # The exec's end brings the task's about, which else might come first and end the exec.
+    script = "trap 'sleep 0.1; exit 5' USR1; while :; do sleep 0.02; done"
+    await host.run("web", "sh", "-c", script)
+    last = process("sh", "-c", "sleep 0.2; kill -USR1 1")
+    await host.tasks.exec(NS, "web", "one", last)
     await host.tasks.start(NS, "web", "one")
     async with trio.open_nursery() as nursery:
         waited: list[int] = []
