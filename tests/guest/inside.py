@@ -565,7 +565,7 @@ def test_debians_ctr_runs_pauses_measures_and_removes(daemon: Daemon, runtime: s
 # ---------------------------------------------------------------- when processes die
 
 
-@pytest.mark.skipif(find_spec("chaos_tests") is None, reason="no chaos_tests here")
+@pytest.mark.skipif(find_spec("chaos_tests.deaths") is None, reason="no death matrix here")
 def test_the_death_matrix_loses_nothing_on_the_fallback_guarantee() -> None:
     words = ["--containers", str(CONTAINERS_OF_THE_MATRIX), "--seed", "12"]
     done = subprocess.run(
