@@ -20,6 +20,7 @@ from . import procfs
 
 PREFERRED: Final = ("crun", "runc")
 CAP_SYS_RESOURCE: Final = 24
+DETACHED: Final = "--detach"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +49,15 @@ class Runtime:
         return self.command(log, *words, id)
 
     def exec(self, id: str, process: str, pid_file: str, console: str, log: str) -> list[str]:
-        """Runs a further process and waits for it: ends as it does."""
+        """Runs a further process and waits for it: ends as it does.
+
+        But runc gives a terminal away only when it detaches, and must be stood in for.
+        """
         words = ["exec", "--pid-file", pid_file, "--process", process]
         if console:
             words += ["--tty", "--console-socket", console]
+            if not os.path.exists(f"{self.state_directory(id)}/status"):  # crun's
+                words.append(DETACHED)
         return self.command(log, *words, id)
 
     def command(self, log: str, *words: str) -> list[str]:

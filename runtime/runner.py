@@ -33,6 +33,7 @@ SIGNALS_RESET: Final = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 RELEASED: Final = b"1"
 STATUS_NOT_RELEASED: Final = 125
 STATUS_NOT_EXECUTED: Final = 127
+SIGNALLED: Final = 128
 KILLED_WITHIN_S: Final = 5.0
 WATCH_BYTES_MAX: Final = 65536
 
@@ -281,6 +282,19 @@ class Runner:
             raise Unknown(f"OCI runtime {verb} failed: {error}: unknown") from error
 
 
+def _stand_in(program: str, words: list[str]) -> NoReturn:
+    """Runs a runtime that detaches, then waits in its place for what it made, and ends as that."""
+    # No executable replaces us, so nothing of the shim's closes by itself, its lock among it.
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    syscalls.set_name("holdfast-exec")
+    syscalls.become_subreaper()
+    status = os.waitstatus_to_exitcode(os.waitpid(os.posix_spawn(program, words, os.environ), 0)[1])
+    # What it made is our only child: the processes that follow are that one's.
+    for made in procfs.children() if status == 0 else ():
+        status = os.waitstatus_to_exitcode(os.waitpid(made, 0)[1])
+    os._exit(status if status >= 0 else SIGNALLED - status)
+
+
 def _failure(verb: str, log: str, wait_status: int) -> str:
     return f"OCI runtime {verb} failed: {oci.failure(log, wait_status)}: unknown"
 
@@ -322,6 +336,8 @@ def _wait_and_execute(
         for theirs, ours in enumerate(copies):
             os.dup2(ours, theirs)
             os.close(ours)
+        if oci.DETACHED in words:
+            _stand_in(program, words)
         os.execv(program, words)
     except BaseException as error:
         with open(log, "a") as lines:

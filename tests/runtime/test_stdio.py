@@ -173,9 +173,11 @@ async def test_a_terminal_s_last_words_outlive_it(house) -> None:
 
 
 @root
-async def test_an_exec_has_a_terminal_of_its_own(house, settings) -> None:
+@pytest.mark.parametrize("runtime", ["crun", "runc"])
+async def test_an_exec_has_a_terminal_of_its_own(house, settings, runtime) -> None:
     task = await house.task(["/bin/sleep", "1000"])
-    await start(task, Stdio())
+    await task.create(options=RuntimeOptions(binary_name=runtime))
+    await task.client.start()
     log = house.state / "log"
     spec = {**settings, "args": ["/bin/sh", "-c", "tty; kill -TERM $$; sleep 5"], "terminal": True}
     stdio = Stdio(stdout=f"file://{log}", terminal=True)
