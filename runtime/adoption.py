@@ -22,6 +22,7 @@ from typing import Any, Final
 from ..actors.errors import InvalidArgument, NotFound, Refusal, Unknown
 from . import cgroup, oci, procfs
 from .container import RUNTIME_WITHIN_S, Container
+from .orphans import Exit
 from .pins import slot
 from .process import STATUS_LOST, Process, Status, exit_status, read_exit
 from .runner import read_pid
@@ -29,11 +30,9 @@ from .stdio import Stdio, Streams
 
 TOLD_WITHIN_S: Final = 5.0
 
-Orphans = Mapping[procfs.Identity, tuple[int, int]]
 
-
-def adopt(container: Container, orphans: Orphans) -> None:
-    """Takes over what is in the bundle; `orphans` are exits that the fork server saw."""
+def adopt(container: Container) -> None:
+    """Takes over what is in the bundle."""
     try:
         saved = json.loads(Path(container.bundle, "shim.json").read_text())
     except FileNotFoundError:
@@ -48,7 +47,7 @@ def adopt(container: Container, orphans: Orphans) -> None:
     container.config = container.read_config()
     container.isolate()
     container.removing = saved["removing"]
-    adoption = _Adoption(container, orphans)
+    adoption = _Adoption(container)
     for entry in saved["processes"]:
         adoption.take(entry)
     if container.removing:
@@ -66,7 +65,6 @@ def adopt(container: Container, orphans: Orphans) -> None:
 @dataclass(frozen=True, slots=True)
 class _Adoption:
     container: Container
-    orphans: Orphans
 
     def take(self, entry: Mapping[str, Any]) -> None:
         """One process as it was last written down."""
@@ -152,7 +150,7 @@ class _Adoption:
         watched = process.waiter if process.waiter is not None else process.pidfd
         if watched is not None:
             self._watch(process, watched)
-        elif not self._ended_as_orphan(process, process.identity):
+        elif not self._ended_as_orphan(process):
             self.container.ended(process, STATUS_LOST, lost=True)
 
     def _watch(self, process: Process, pidfd: int) -> None:
@@ -233,21 +231,31 @@ class _Adoption:
 
     async def _tell_end(self, process: Process, pidfd: int) -> None:
         # Between the end and the reaping, the way to the status may be shut for a moment.
-        await self.container.poller.until(lambda: procfs.ended(pidfd) is not None, TOLD_WITHIN_S)
+        await self.container.poller.until(
+            lambda: procfs.ended(pidfd) is not None or self._told(process) is not None,
+            TOLD_WITHIN_S,
+        )
         wait_status = procfs.ended(pidfd)
-        assert process.identity is not None
         killed = wait_status is not None and os.WIFSIGNALED(wait_status)
         if killed and pidfd == process.waiter and process.pidfd is not None:
             self._watch(process, process.pidfd)  # the runtime was killed, the process was not
         elif wait_status is not None:
             self.container.ended(process, exit_status(wait_status))
-        elif not self._ended_as_orphan(process, process.identity):
+        elif not self._ended_as_orphan(process):
             self.container.ended(process, STATUS_LOST, lost=True)
 
-    def _ended_as_orphan(self, process: Process, identity: procfs.Identity) -> bool:
+    def _told(self, process: Process) -> Exit | None:
+        """How it ended, from who was its parent, or that of the runtime that waited for it."""
+        pins = self.container.pins
+        found = pins.told(f"{slot(process.exec_id)}.op") if process.exec_id else None
+        if found is not None and not os.WIFSIGNALED(found[0]):
+            return found
+        assert process.identity is not None
+        return pins.orphans.get(process.identity)
+
+    def _ended_as_orphan(self, process: Process) -> bool:
         """Whether one who reaped it has told how it ended."""
-        noted = self.container.pins.noted(f"{slot(process.exec_id)}.op")
-        found = self.orphans.get(noted or identity)
+        found = self._told(process)
         if found is None:
             return False
         wait_status, at_ns = found

@@ -30,10 +30,10 @@ from ..actors.errors import NotFound, Refusal, Unavailable, Unimplemented
 from . import frames, oci, procfs, shim, syscalls
 from .guarantee import Guarantee, Level
 from .latereaper import LATE_S, LateReaper
+from .orphans import Orphans
 from .taskserver import House, Job
 from .vault import Vault, open_vault, teardown
 
-ORPHANS_MAX: Final = 4096
 READ_BYTES_MAX: Final = 65536
 LOCK_WITHIN_S: Final = 0.05
 LOCK_LOOK_S: Final = 0.001
@@ -68,7 +68,7 @@ class ForkServer:
         self._sealed: dict[str, int] = {}
         self._late_reaper: LateReaper | None = None
         self._look_every_s: float | None = None
-        self._orphans: dict[procfs.Identity, tuple[int, int]] = {}
+        self._orphans = Orphans()
         self._shims: set[int] = set()
         self._places: dict[int, Place] = {}
         self._poll = select.poll()
@@ -80,7 +80,12 @@ class ForkServer:
     @property
     def house(self) -> House:
         """What every shim is given."""
-        return House(sealed=self._sealed, vault=self._vault, host_namespace=self._host_namespace)
+        return House(
+            sealed=self._sealed,
+            vault=self._vault,
+            orphans=self._orphans,
+            host_namespace=self._host_namespace,
+        )
 
     def run(self) -> socket.socket | None:
         """Serves until the daemon is gone."""
@@ -93,6 +98,8 @@ class ForkServer:
         self._open_vault()
         if self._guarantee.level is not Level.PINS:
             self._late_reaper, self._look_every_s = LateReaper(), LATE_S / 2
+            if self._state:
+                self._orphans = Orphans(f"{self._state}/orphans")
         gc.collect()
         gc.freeze()
         self._send(
@@ -120,9 +127,13 @@ class ForkServer:
             if self._wake_read in ready or not ready:
                 self._reap()
             if self._connection.fileno() in ready:
-                data = self._connection.recv(READ_BYTES_MAX)
+                try:
+                    data = self._connection.recv(READ_BYTES_MAX)
+                except ConnectionResetError:  # the daemon died with an answer unread
+                    data = b""
                 if not data:
                     self._leave_vault()
+                    self._stay()
                     return None
                 for request in self._decoder.feed(data):
                     control = self._take(request)
@@ -154,8 +165,7 @@ class ForkServer:
             listener = shim.listen(bundle)
         except FileNotFoundError as error:
             raise NotFound(f"bundle {bundle}: not found") from error
-        orphans = {} if self._guarantee.level is Level.PINS else self._orphans
-        job = Job(bundle=bundle, listener=listener, lock=lock, adopt=adopt, orphans=orphans)
+        job = Job(bundle=bundle, listener=listener, lock=lock, adopt=adopt)
         try:
             while True:
                 # The fullest that has room: the others may end the sooner.
@@ -247,6 +257,26 @@ class ForkServer:
                     reason = "before Linux 6.15 no pidfd tells how a reaped process ended"
                     self._guarantee = Guarantee(Level.SUBREAPERS, reason)
 
+    def _stay(self) -> None:
+        """Without pins, shims that the daemon left need us for as long as they live: the next fork
+        server is none of their ancestors, and would not inherit what they leave."""
+        if self._late_reaper is None:
+            return
+        self._connection.close()
+        if self._vault is not None:
+            self._vault.unlock()
+        for place in list(self._places.values()):
+            self._forget(place)
+        reaper = LateReaper()  # what is noted may be reaped at once
+        while True:
+            for identity, wait_status in reaper.look():
+                self._orphans.tell(identity, wait_status)
+                os.waitpid(identity.pid, 0)
+            if not procfs.children():
+                return
+            if select.select([self._wake_read], [], [], self._look_every_s)[0]:
+                os.read(self._wake_read, 4096)
+
     def _leave_vault(self) -> None:
         """A vault that keeps nothing goes with us."""
         idle = {place.pid for place in self._places.values() if place.tasks == 0}
@@ -279,7 +309,7 @@ class ForkServer:
             if found.si_pid in self._shims:
                 self._shims.discard(found.si_pid)
             elif identity is not None:
-                self._remember(identity, wait_status)
+                self._orphans.tell(identity, wait_status)
 
     def _reap_late(self, reaper: LateReaper) -> None:
         for identity, wait_status in reaper.look():
@@ -287,15 +317,13 @@ class ForkServer:
                 os.waitpid(identity.pid, 0)
                 self._shims.discard(identity.pid)
             else:
-                self._remember(identity, wait_status)
-
-    def _remember(self, identity: procfs.Identity, wait_status: int) -> None:
-        self._orphans[identity] = (wait_status, time.time_ns())
-        if len(self._orphans) > ORPHANS_MAX:
-            del self._orphans[next(iter(self._orphans))]
+                self._orphans.tell(identity, wait_status)
 
     def _send(self, message: Mapping[str, Any]) -> None:
-        self._connection.sendall(frames.encode(message))
+        try:
+            self._connection.sendall(frames.encode(message))
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the daemon is gone, as reading is about to tell
 
 
 def _write_holder(lock: int, pid: int) -> None:

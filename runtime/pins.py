@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from . import procfs, syscalls
+from .orphans import Exit, Orphans
 from .vault import Vault, bundle_key
 
 NOTE_PREFIX = "pin-"
@@ -27,8 +28,9 @@ NOTE_PREFIX = "pin-"
 class Pins:
     """The pins of one bundle. Every deed may be done again."""
 
-    def __init__(self, vault: Vault | None, bundle: str) -> None:
+    def __init__(self, vault: Vault | None, bundle: str, orphans: Orphans | None = None) -> None:
         self._vault = vault
+        self.orphans = orphans or Orphans()
         self._bundle = bundle
         self._key = bundle_key(bundle)
         self.faults: list[str] = []
@@ -81,6 +83,11 @@ class Pins:
     def noted(self, name: str) -> procfs.Identity | None:
         """Whose exit is to be asked of whoever reaped it: a process that could not be pinned."""
         return procfs.read_identity(self._note_path(name))
+
+    def told(self, name: str) -> Exit | None:
+        """How a noted process ended, from whoever reaped it; None when nobody told."""
+        noted = self.noted(name)
+        return None if noted is None else self.orphans.get(noted)
 
     def drop(self, *names: str) -> None:
         """Lets go."""

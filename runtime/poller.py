@@ -53,9 +53,17 @@ class Event:
 class Poller:
     """Owns SIGCHLD and the loop of the process in which it is made."""
 
-    def __init__(self, on_orphan: Callable[[int, int], None]) -> None:
-        """`on_orphan(pid, wait_status)` hears of each reaped child that no one waits for."""
+    def __init__(
+        self,
+        on_orphan: Callable[[int, int], None],
+        before_reap: Callable[[int], None] | None = None,
+    ) -> None:
+        """`on_orphan(pid, wait_status)` hears of each reaped child that no one waits for.
+
+        `before_reap(pid)` hears of every child while it is a zombie.
+        """
         self._on_orphan = on_orphan
+        self._before_reap = before_reap
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callback] = {}
         self._soon: list[Callable[[], None]] = []
@@ -170,7 +178,14 @@ class Poller:
     def _reap(self) -> None:
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                if self._before_reap is not None:
+                    found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                    if found is None:
+                        return
+                    self._before_reap(found.si_pid)
+                    pid, status = os.waitpid(found.si_pid, 0)
+                else:
+                    pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if pid == 0:

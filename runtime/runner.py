@@ -132,29 +132,40 @@ class Runner:
         With a pid file it is over when that is there. Unknown, as `run` would have raised it, when
         the execution failed. It is killed when it takes longer. Its pidfd, which is the caller's.
         """
-        pidfd = self._pins.open_process(f"{slot}.op")
-        if pidfd is None:
+        name = f"{slot}.op"
+        pidfd = self._pins.open_process(name)
+        if pidfd is None and self._pins.told(name) is None:
             return None
         log = self._log(slot)
         try:
 
+            def ended() -> int | None:
+                status = procfs.ended(pidfd) if pidfd is not None else None
+                told = self._pins.told(name) if status is None else None
+                return told[0] if told is not None else status
+
             def over() -> bool:
                 made = bool(pid_file) and read_pid(pid_file) > 0
-                return made or procfs.ended(pidfd) is not None
+                # Of a noted one that is gone without a word, nobody will ever tell.
+                gone = pidfd is None or syscalls.pidfd_pid(pidfd) <= 0
+                return made or ended() is not None or (gone and self._pins.noted(name) is not None)
 
-            if not await self._poller.until(over, within_s):
+            if not await self._poller.until(over, within_s) and pidfd is not None:
                 _kill(pidfd)
                 await self._poller.until(over, KILLED_WITHIN_S)
             if pid_file and read_pid(pid_file):
                 return pidfd
-            status = procfs.ended(pidfd)
+            status = ended()
             if status is not None and os.waitstatus_to_exitcode(status) == STATUS_NOT_RELEASED:
-                os.close(pidfd)
+                self._pins.drop(name)
+                if pidfd is not None:
+                    os.close(pidfd)
                 return None
             if status:
                 raise Unknown(_failure(verb, log, status))
         except BaseException:
-            os.close(pidfd)
+            if pidfd is not None:
+                os.close(pidfd)
             raise
         finally:
             _unlink(log)

@@ -24,7 +24,7 @@ import cbor2
 
 from ..actors import failpoints
 from ..storage import syscalls as kernel
-from . import procfs, syscalls
+from . import syscalls
 from .poller import Poller
 from .taskserver import SOCKET_NAME, House, Job, TaskServer, keep_fault
 
@@ -72,8 +72,7 @@ def lock_bundle(bundle: str) -> int | None:
 
 def send_job(control: socket.socket, job: Job) -> None:
     """Hands a task to a shim; OSError when it is gone, or has not taken the last ones yet."""
-    orphans = [[p.pid, p.start_time_ticks, *end] for p, end in job.orphans.items()]
-    message = cbor2.dumps({"bundle": job.bundle, "adopt": job.adopt, "orphans": orphans})
+    message = cbor2.dumps({"bundle": job.bundle, "adopt": job.adopt})
     descriptors = array.array("i", [job.listener.fileno(), job.lock])
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)]
     control.sendmsg([message], rights, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
@@ -94,7 +93,6 @@ def receive_job(control: socket.socket) -> Job | None:
         listener=socket.socket(fileno=listener),
         lock=lock,
         adopt=told["adopt"],
-        orphans={procfs.Identity(pid, ticks): (end, at) for pid, ticks, end, at in told["orphans"]},
     )
 
 
@@ -102,7 +100,9 @@ class Shim:
     """The process: its loop, its tasks, the fork server's socket."""
 
     def __init__(self, control: socket.socket, house: House) -> None:
-        self.poller = Poller(self._on_orphan)
+        # Till the exit record is written, only we would know.
+        tell = house.orphans.tell_zombie if house.orphans.are_noted else None
+        self.poller = Poller(self._on_orphan, tell)
         self._house = house
         self._servers: list[TaskServer] = []
         self._control: socket.socket | None = control

@@ -20,6 +20,7 @@ from ..actors.message import Request
 from ..actors.system import System
 from .guarantee import Level
 from .latereaper import LATE_S, LateReaper
+from .orphans import Orphans
 from .shimclient import ForkServer
 from .syscalls import become_subreaper
 
@@ -88,7 +89,7 @@ class Shims(Actor):
         )
         self._started.set()
         if server.guarantee.level is not Level.PINS:
-            self.spawn_task(_inherit)
+            self.spawn_task(_inherit, self._state)
         try:
             await server.run()
         finally:
@@ -100,11 +101,13 @@ class Shims(Actor):
         return f"fork server {self._server.pid}" if self._server is not None else "starting"
 
 
-async def _inherit() -> None:
+async def _inherit(state: Path | None) -> None:
     """Takes over what shims and a fork server leave when they die, and reaps it late."""
     become_subreaper()
     reaper = LateReaper()
+    orphans = Orphans(f"{state}/orphans" if state is not None else "")
     while True:
-        for identity, _ in reaper.look():
+        for identity, wait_status in reaper.look():
+            orphans.tell(identity, wait_status)
             log.debug("orphan.ended", pid=identity.pid)
         await trio.sleep(LATE_S / 2)

@@ -19,8 +19,9 @@ from typing import Any, Final
 from ..actors.errors import FailedPrecondition, InvalidArgument, Refusal, Unimplemented
 from ..storage.mounts import Mount
 from . import frames
-from .adoption import Orphans, adopt
+from .adoption import adopt
 from .container import RUNTIME_WITHIN_S, Container, Sealed
+from .orphans import Orphans
 from .pins import Pins
 from .poller import Poller
 from .stdio import Stdio
@@ -35,14 +36,13 @@ UNSENT_BYTES_MAX: Final = 2 * frames.FRAME_BYTES_MAX
 class Job:
     """One task for a shim. `listener` listens already; `lock` is the bundle's, held to the end.
 
-    With `adopt` another shim had it before; `orphans` are exits that a subreaper saw.
+    With `adopt` another shim had it before.
     """
 
     bundle: str
     listener: socket.socket
     lock: int
     adopt: bool
-    orphans: Orphans
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +54,7 @@ class House:
 
     sealed: Sealed
     vault: Vault | None
+    orphans: Orphans
     host_namespace: int
 
 
@@ -137,7 +138,7 @@ class TaskServer:
         self.bundle = job.bundle
         self._job = job
         self._on_end = on_end
-        pins = Pins(house.vault, job.bundle)
+        pins = Pins(house.vault, job.bundle, house.orphans)
         self.container = Container(
             poller, job.bundle, house.sealed, house.host_namespace, self._emit, pins
         )
@@ -145,7 +146,7 @@ class TaskServer:
         self._numbers = itertools.count()
         poller.watch(job.listener.fileno(), select.EPOLLIN, self._accept)
         if job.adopt:
-            adopt(self.container, job.orphans)
+            adopt(self.container)
 
     def close(self) -> None:
         """Lets go of the socket and the bundle."""

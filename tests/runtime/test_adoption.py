@@ -14,7 +14,7 @@ import trio
 from holdfast.actors.errors import NotFound, Unavailable, Unimplemented, Unknown
 from holdfast.runtime import procfs
 from holdfast.runtime.guarantee import Level
-from holdfast.runtime.shimclient import ForkServer, ProcessState, RuntimeOptions, ShimClient
+from holdfast.runtime.shimclient import ProcessState, RuntimeOptions, ShimClient
 from holdfast.runtime.stdio import Stdio
 
 pytestmark = pytest.mark.root
@@ -123,6 +123,7 @@ async def test_an_exit_that_nobody_saw_is_told_by_its_pin_or_as_lost(house, pinn
     (task.bundle / "shim.json").write_text(json.dumps(shim_json))
     if not pinned:
         await pins(house, f"v.clear('tests,{task.id}')")
+        (task.bundle / "pin-init.pid").unlink(missing_ok=True)
     await task.connect(adopt=True)
     first = await stopped(task)
     assert (first.exit_status, first.lost) == ((137, False) if pinned else (255, True))
@@ -226,9 +227,12 @@ async def test_unread_output_and_every_exit_outlive_all_processes(house, setting
     await trio.sleep(0.5)
     await house.renew()
     await task.connect(adopt=True)
-    assert (await stopped(task, "e")).exit_status in (3, 137)  # it may end with the container
     first = await stopped(task)
-    assert (first.exit_status, first.lost) == (9, False)
+    if house.server.guarantee.level is Level.PINS:
+        assert (await stopped(task, "e")).exit_status in (3, 137)  # it may end with the container
+        assert (first.exit_status, first.lost) == (9, False)
+    else:
+        assert (first.exit_status, first.lost) in ((9, False), (255, True))
     assert Path(out).read_bytes() == b"before\nin the dark\n"
     assert Path(err).read_bytes() == b"late\n"
     await task.client.delete()
@@ -304,7 +308,6 @@ async def test_a_shim_waits_for_its_next_task_without_the_last_ones_mounts(house
 
 
 async def test_without_pins_the_fork_server_tells_what_it_inherited(house, settings) -> None:
-    assert house.server.guarantee.level is Level.PINS
     await house.server.aclose()
     await trio.to_thread.run_sync(house.server.process.wait)
     await house.renew(pins=False)
@@ -405,10 +408,12 @@ async def test_shims_outlive_the_fork_server_and_are_found_by_the_next(house) ->
     await task.client.start()
     writer = os.open(stdin, os.O_WRONLY)
     await house.server.aclose()
-    assert await trio.to_thread.run_sync(house.server.process.wait, 5) == 0
+    if house.server.guarantee.level is Level.PINS:
+        assert await trio.to_thread.run_sync(house.server.process.wait, 5) == 0
+    else:
+        assert procfs.identity(house.server.pid)  # it stays to inherit from the shim
     assert (await task.client.process_state()).status == "running"
-    house.server = await ForkServer.start()
-    house.nursery.start_soon(house.server.run)
+    await house.renew()
     await kill_shim(task)
     await task.connect(adopt=True)
     os.write(writer, b"\n")
@@ -440,3 +445,24 @@ async def test_a_shim_is_forked_quickly_and_stays_small(house) -> None:
     pss_kb = next(int(line.split()[1]) for line in smaps if line.startswith("Pss:"))
     assert pss_kb < 4000
     print(f"fork and connect {sorted(took)[5] * 1e3:.2f} ms, PSS {pss_kb} kB")
+
+
+async def test_without_pins_a_fork_server_that_lost_its_daemon_still_inherits(house) -> None:
+    await house.server.aclose()
+    await trio.to_thread.run_sync(house.server.process.wait)
+    await house.renew(pins=False)
+    task = await house.task(["/bin/sh", "-c", "read line; exit 4"])
+    stdin = task.fifo("in")
+    await task.create(Stdio(stdin=stdin))
+    await task.client.start()
+    writer = os.open(stdin, os.O_WRONLY)
+    await house.server.aclose()
+    await kill_shim(task)
+    os.write(writer, b"\n")  # the container ends, and its shim and daemon are gone
+    os.close(writer)
+    await trio.sleep(0.3)
+    await house.renew(pins=False)
+    await task.connect(adopt=True)
+    first = await stopped(task)
+    assert (first.exit_status, first.lost) == (4, False)
+    assert (await task.client.delete()).status == 4
