@@ -111,6 +111,7 @@ class Life:
             with trio.fail_after(LIFE_WITHIN_S):
                 async with trio.open_nursery() as nursery:
                     await self._live(nursery)
+                    nursery.cancel_scope.cancel()  # input that it did not want, above all
         except* trio.TooSlowError:
             self._trouble(f"no end within {LIFE_WITHIN_S:.0f} s, at {self._at}")
         except* (Refusal, OSError) as group:
