@@ -156,6 +156,20 @@ class Client:
                 found.append(event_from(answer))
         return found
 
+    async def follow(self) -> AsyncGenerator[Event]:
+        """Every event from the first on, each once, through all deaths of the daemon."""
+        last = SINCE_THE_BEGINNING
+        while True:
+            try:
+                async with self.stream("Admin.Events", admin_pb2.EventsResponse) as call:
+                    await call.send(admin_pb2.EventsRequest(since=last))
+                    await call.end()
+                    while (answer := await call.receive()) is not None:
+                        last = answer.sequence
+                        yield event_from(answer)
+            except REPEATED:
+                await trio.sleep(PAUSE_S)
+
 
 @asynccontextmanager
 async def connected(
