@@ -52,15 +52,6 @@ class Found:
             os.close(descriptor)
         return True
 
-    def is_alive(self) -> bool:
-        """Whether it runs still; a zombie does not."""
-        found = stat(self.pid)
-        return found is not None and found == (self.start_time_ticks, found[1]) and found[1] != "Z"
-
-    def is_stopped(self) -> bool:
-        """Whether it is held by SIGSTOP."""
-        return stat(self.pid) == (self.start_time_ticks, "T")
-
 
 def stat(pid: int) -> tuple[int, str] | None:
     """Start time and state of a process; None when there is none."""

@@ -26,7 +26,6 @@ class Reader:
         self.ended = False
         self._over = trio.Event()
         self._done = trio.Event()
-        self._grew = trio.Event()
         self._descriptor: int | None = None
         os.mkfifo(path, 0o600)
         self.attach()
@@ -53,11 +52,6 @@ class Reader:
             self.leave()
             self._done.set()
 
-    async def wait_for(self, text: bytes) -> None:
-        """Return when the data has this in it."""
-        while text not in self.data:
-            await self._grew.wait()
-
     async def finish(self) -> None:
         """The container is gone: read what is left, and see the end."""
         self.attach()
@@ -75,8 +69,6 @@ class Reader:
             if not data:
                 return False
             self.data += data
-            self._grew.set()
-            self._grew = trio.Event()
         return True
 
 
