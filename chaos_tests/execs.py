@@ -9,6 +9,7 @@ A reader of the event log, which comes back after each death with its last seque
 
 import argparse
 import json
+import math
 import random
 import secrets
 import signal
@@ -59,7 +60,7 @@ class Campaign:
         lives = [self._life(f"box-{number}", stage) for number in range(CONTAINERS)]
         async with trio.open_nursery() as nursery:
             for life in lives:
-                nursery.start_soon(life.run)
+                nursery.start_soon(life.run, math.inf)
             for life in lives:
                 await life.reached.wait()
             nursery.start_soon(self._count)

@@ -103,17 +103,17 @@ class Life:
         self._waits = 0
         self._exec_ended = trio.Event()
 
-    async def run(self) -> None:
+    async def run(self, within_s: float = LIFE_WITHIN_S) -> None:
         """The whole life; never raises for what the daemon does."""
         plan = self.plan
         self._history.add(Process(subject=plan.name, status=plan.code, terminal=plan.terminal))
         try:
-            with trio.fail_after(LIFE_WITHIN_S):
+            with trio.fail_after(within_s):
                 async with trio.open_nursery() as nursery:
                     await self._live(nursery)
                     nursery.cancel_scope.cancel()  # input that it did not want, above all
         except* trio.TooSlowError:
-            self._trouble(f"no end within {LIFE_WITHIN_S:.0f} s, at {self._at}")
+            self._trouble(f"no end within {within_s:.0f} s, at {self._at}")
         except* (Refusal, OSError) as group:
             self._trouble(f"at {self._at}: {group.exceptions[0]!r}")
         finally:
