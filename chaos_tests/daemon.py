@@ -28,7 +28,7 @@ from .processes import Found, Role
 INFO = "/holdfast.admin.v1.Admin/Info"
 ANSWER_WITHIN_S = 30.0
 END_WITHIN_S = 20.0
-EVERYONE = (Role.DAEMON, Role.FORK_SERVER, Role.SHIM, Role.WORKER)
+EVERYONE = (Role.DAEMON, Role.FORK_SERVER, Role.SHIM, Role.SPARE, Role.WORKER)
 
 
 class DaemonFailed(Exception):

@@ -139,7 +139,8 @@ class Matrix:
 
     async def _kill(self, victims: Sequence[Role]) -> None:
         # Looked for before the first dies: later they would have other parents.
-        for found in self.daemon.processes(*victims):
+        spares = (Role.SPARE,) if Role.SHIM in victims else ()
+        for found in self.daemon.processes(*victims, *spares):
             found.signal(signal.SIGKILL)
         if Role.DAEMON in victims:
             await self.daemon.wait_gone()

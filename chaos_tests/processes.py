@@ -22,6 +22,8 @@ class Role(StrEnum):
     DAEMON = "daemon"
     FORK_SERVER = "fork-server"
     SHIM = "shim"
+    SPARE = "spare"
+    """A shim that has no task yet, or none any more."""
     WORKER = "worker"
     KEEPER = "keeper"
     RUNTIME = "runtime"
@@ -102,6 +104,7 @@ def role_of(comm: str, words: list[str]) -> Role:
     by_name = {
         "holdfast-fork": Role.FORK_SERVER,
         "holdfast-shim": Role.SHIM,
+        "holdfast-spare": Role.SPARE,
         "holdfast-pty": Role.KEEPER,
     }
     if comm in by_name:

@@ -18,7 +18,7 @@ CGROUP_ROOT = Path("/sys/fs/cgroup")
 QUIET_WITHIN_S = 10.0
 LASTING_MOUNTS = ("vault",)
 """Below the state directory: stands as long as the daemon's pins do."""
-EXPECTED_ROLES = (Role.DAEMON, Role.FORK_SERVER, Role.WORKER)
+EXPECTED_ROLES = (Role.DAEMON, Role.FORK_SERVER, Role.SPARE, Role.WORKER)
 
 
 async def after_quiet(daemon: Daemon, group: str) -> list[Left]:

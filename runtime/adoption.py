@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ..actors.errors import InvalidArgument, NotFound, Refusal, Unknown
+from ..actors.errors import DataLoss, InvalidArgument, NotFound, Refusal, Unavailable, Unknown
 from . import cgroup, oci, procfs
 from .container import RUNTIME_WITHIN_S, Container
 from .orphans import Exit
 from .pins import slot
 from .process import STATUS_LOST, Process, Status, exit_status, read_exit
+from .pty import Terminal
 from .runner import read_pid
 from .stdio import Stdio, Streams
 
@@ -37,6 +38,9 @@ def adopt(container: Container) -> None:
         saved = json.loads(Path(container.bundle, "shim.json").read_text())
     except FileNotFoundError:
         return  # its shim died before it was asked for anything
+    except ValueError:
+        _must_have_ended(container.bundle)
+        return  # a loss of power tore it, and ended what it told of
     container.id, container.namespace = saved["id"], saved["namespace"]
     container.directories = saved["cgroups"]
     container.paused = saved["paused"]
@@ -44,7 +48,10 @@ def adopt(container: Container) -> None:
     if saved["runtime"] is None:
         return
     container.runtime = oci.Runtime(**saved["runtime"])
-    container.config = container.read_config()
+    try:
+        container.config = container.read_config()
+    except InvalidArgument:
+        _must_have_ended(container.bundle)
     container.isolate()
     container.removing = saved["removing"]
     adoption = _Adoption(container)
@@ -59,7 +66,18 @@ def adopt(container: Container) -> None:
         container.poller.spawn(adoption.settle_create(first))
     elif first is not None and first.is_live:
         container.watch_memory()
-    container.save()
+    container.save_if_room()
+
+
+def _must_have_ended(bundle: str) -> None:
+    """A bundle that is harmed is given up only when its first process is gone: DataLoss else."""
+    first = procfs.read_identity(f"{bundle}/init.pid")
+    if first is not None and procfs.identity(first.pid) == first:
+        raise DataLoss(f"bundle {bundle} is damaged, and process {first.pid} lives")
+
+
+class _NotBegun(Exception):
+    """What a dead shim was asked for has had no effect: it may be asked for again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +152,14 @@ class _Adoption:
         except (NotFound, InvalidArgument):
             return  # its client took a FIFO away: nobody will read
         process.terminal = terminal
-        if not terminal.attach_again(input_closed):
+        if input_closed:
+            terminal.close_input()
+        self.container.poller.spawn(self._attach_to(terminal))
+
+    async def _attach_to(self, terminal: Terminal) -> None:
+        try:
+            await terminal.attach()
+        except Unavailable:  # lost with its keeper
             terminal.finish()
             terminal.close()
 
@@ -172,6 +197,8 @@ class _Adoption:
                 self._attach(process, False)
             self._watch(process, process.pidfd)
             container.created(process)
+        except _NotBegun:
+            await container.undo_create(process)
         except (Refusal, OSError, ValueError) as error:
             container.failures[""] = str(error)
             await container.undo_create(process)
@@ -184,9 +211,10 @@ class _Adoption:
             await self._result(process, "exec", pid_file)
             pid = read_pid(pid_file)
             if not pid:
-                raise Unknown("the exec was not begun")
-        except (Refusal, OSError) as error:
-            container.failures[process.exec_id] = str(error)
+                raise _NotBegun
+        except (_NotBegun, Refusal, OSError) as error:
+            if not isinstance(error, _NotBegun):
+                container.failures[process.exec_id] = str(error)
             process.release()
             process.status = Status.CREATED
         else:
@@ -194,7 +222,7 @@ class _Adoption:
             if process.stdio.terminal:
                 self._attach(process, False)
             self._follow(process)
-        container.save()
+        container.save_if_room()
 
     def _identity_of_exec(self, process: Process, pid: int) -> procfs.Identity | None:
         """Who has the pid of a pid file, where that is certain: it may be another's by now."""
@@ -217,12 +245,12 @@ class _Adoption:
         if pidfd is not None:
             os.close(pidfd)
         elif container.pins.noted(f"{name}.op") is None:
-            raise Unknown(f"the {verb} was not begun")
+            raise _NotBegun
 
     async def go_on_removing(self) -> None:
         """A delete was begun, which has no way back."""
         await self.container.remove_all(RUNTIME_WITHIN_S)
-        self.container.save()
+        self.container.save_if_room()
 
     def _ended(self, process: Process, pidfd: int) -> None:
         """An adopted process, or its waiter, has ended; neither is our child."""

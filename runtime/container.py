@@ -54,6 +54,7 @@ from .stdio import Stdio, Streams
 DRAIN_WITHIN_S: Final = 0.5
 FREEZE_WITHIN_S: Final = 5.0
 GONE_WITHIN_S: Final = 5.0
+EXIT_AGAIN_S: Final = 0.2
 RUNTIME_WITHIN_S: Final = 120.0
 
 Emit = Callable[[Mapping[str, Any]], None]
@@ -279,7 +280,7 @@ class Container:
             exit = await self._exit_for_delete(process)
             if exec_id:
                 self.processes.pop(exec_id, None)
-                self.save()
+                self.save_if_room()
                 remove_exit(self.bundle, exec_id)
                 self._unlink(f"exec-{exec_id}.json")
                 self._unlink(f"exec-{exec_id}.pid")
@@ -288,9 +289,9 @@ class Container:
             else:
                 # From here on there is no way back: who adopts after us goes on with this.
                 self.removing = True
-                self.save()
+                self.save_if_room()
                 await self.remove_all(within_s)
-                self.save()
+                self.save_if_room()
         finally:
             self._deleting.discard(exec_id)
         return exit
@@ -506,9 +507,10 @@ class Container:
             await self.poller.until(
                 lambda: all(p.status is Status.STOPPED for p in others), GONE_WITHIN_S
             )
-        failpoints.reach("shim.exit.write")
-        write_exit(self.bundle, process.exec_id, record)
-        failpoints.passed("shim.exit.written")
+        while not self._write_exit(process, record):
+            await self.poller.sleep(
+                EXIT_AGAIN_S
+            )  # a full disk: nobody is told before it is written
         process.exit = record
         process.status = Status.STOPPED
         if process.streams is not None:
@@ -517,7 +519,7 @@ class Container:
             if pidfd is not None:
                 self.poller.unwatch(pidfd)
         process.forget_pidfds()
-        self.save()
+        self.save_if_room()
         self._emit(
             {
                 "event": "exit",
@@ -527,6 +529,15 @@ class Container:
                 "exited_at_ns": record.exited_at_ns,
             }
         )
+
+    def _write_exit(self, process: Process, record: ExitRecord) -> bool:
+        try:
+            failpoints.reach("shim.exit.write")
+            write_exit(self.bundle, process.exec_id, record)
+        except OSError:
+            return False
+        failpoints.passed("shim.exit.written")
+        return True
 
     async def remove_all(self, within_s: float) -> None:
         """Leaves nothing of the container but its exit records. May be done again.
@@ -617,6 +628,13 @@ class Container:
                 "processes": [process.saved() for process in self.processes.values()],
             },
         )
+
+    def save_if_room(self) -> None:
+        """The same, for what must go on with a full disk: the next shim finds out for itself."""
+        try:
+            self.save()
+        except OSError:
+            self._unlink("shim.json.tmp")
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
         # Not synced: after a loss of power there is no container that it could be about.

@@ -65,24 +65,20 @@ class Terminal:
         return self._keeper.begin()
 
     async def attach(self) -> None:
-        """Begins to copy, once the runtime has ended well; Unavailable when it sent no terminal."""
-        await self._poller.until(self._take, MASTER_WITHIN_S)
-        if self._master is None:
-            raise Unavailable("the OCI runtime sent no terminal")
-        self._go()
-        self._poller.step(self._keep())
+        """Begins to copy, or goes on where a dead shim was, once the keeper has the master.
 
-    def attach_again(self, input_closed: bool) -> bool:
-        """Goes on where a dead shim was; False when the terminal is lost with its keeper."""
-        if not self._take():
-            return False
-        if input_closed:
-            self.close_input()
-        self._go()
+        Call it when the runtime has ended well. Unavailable when it sent no terminal, or when that
+        was lost with its keeper.
+        """
+        await self._poller.until(lambda: self._take() or not self._keeper.lives, MASTER_WITHIN_S)
+        if self._master is None and not self._take():
+            raise Unavailable("the OCI runtime sent no terminal")
         assert self._master is not None
-        self._keeper.renew(self._master)
+        os.set_blocking(self._master, False)
+        if not self._keeper.pid:  # another's child
+            self._keeper.renew(self._master)
         self._poller.step(self._keep())
-        return True
+        self._watch()
 
     def resize(self, width: int, height: int) -> None:
         """Sets the size in characters; the processes in it are told by SIGWINCH."""
@@ -115,11 +111,6 @@ class Terminal:
     def _take(self) -> bool:
         self._master = self._keeper.take()
         return self._master is not None
-
-    def _go(self) -> None:
-        assert self._master is not None
-        os.set_blocking(self._master, False)
-        self._watch()
 
     async def _keep(self) -> None:
         """Makes a keeper for each that dies before its time."""

@@ -78,6 +78,14 @@ class PtyKeeper:
         os.close(master)
         return None
 
+    @property
+    def lives(self) -> bool:
+        """Whether there is a keeper."""
+        keeper = self._open()
+        if keeper is not None:
+            os.close(keeper)
+        return keeper is not None
+
     def end(self) -> None:
         """Lets the terminal go; there may be no keeper any more."""
         keeper = self._open()
@@ -110,10 +118,10 @@ class PtyKeeper:
 def _keep(become_keeper: Callable[[], Callable[[], None] | None], tell: int) -> NoReturn:
     """The life of a keeper, in the forked child."""
     try:
+        syscalls.set_name("holdfast-pty")
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()
-        syscalls.set_name("holdfast-pty")
         wait_for_master = become_keeper()
         os.write(tell, READY)
         if wait_for_master is not None:

@@ -297,7 +297,6 @@ def _stand_in(program: str, words: list[str]) -> NoReturn:
     """Runs a runtime that detaches, then waits in its place for what it made, and ends as that."""
     # No executable replaces us, so nothing of the shim's closes by itself, its lock among it.
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    syscalls.set_name("holdfast-exec")
     syscalls.become_subreaper()
     status = os.waitstatus_to_exitcode(os.waitpid(os.posix_spawn(program, words, os.environ), 0)[1])
     # What it made is our only child: the processes that follow are that one's.
@@ -334,6 +333,7 @@ def _wait_and_execute(
 ) -> NoReturn:
     """What the gated child does. When we die before we release it, it ends without a trace."""
     try:
+        syscalls.set_name("holdfast-exec")
         signal.set_wakeup_fd(-1)
         os.setpgid(0, 0)
         for number in SIGNALS_RESET:

@@ -34,6 +34,7 @@ from .stdio import Stdio
 SETTLES_SINCE = 2
 """The protocol version that brought `settle`."""
 
+STAYS_AFTER_S = 0.2
 CONNECT_TIMEOUT_S = 5.0
 CALL_TIMEOUT_S = 10.0
 RUNTIME_TIMEOUT_S = 120.0
@@ -187,7 +188,10 @@ class ForkServer(Connection):
         try:
             await super().run(on_event)
         finally:
-            with trio.CancelScope(shield=True), trio.move_on_after(CONNECT_TIMEOUT_S):
+            # Without pins it stays for as long as its shims live.
+            stays = self.guarantee.level is not Level.PINS
+            within_s = STAYS_AFTER_S if stays else CONNECT_TIMEOUT_S
+            with trio.CancelScope(shield=True), trio.move_on_after(within_s):
                 await trio.to_thread.run_sync(self.process.wait, abandon_on_cancel=True)
 
 

@@ -176,9 +176,10 @@ class ShimLink:
     ) -> None:
         """Connect, read events, connect again; returns when the link was ended.
 
-        A `fresh` bundle gets a new shim, and one attempt. After each other connection `on_seen`
-        gets the shim's state; it comes before any event of that connection that it does not
-        include. `on_lost` is called, once, when the bundle is gone.
+        A `fresh` bundle gets a new shim; that a fork server dies over it is no end, but a refusal
+        of its is. After each other connection `on_seen` gets the shim's state; it comes before any
+        event of that connection that it does not include. `on_lost` is called, once, when the
+        bundle is gone.
         """
         try:
             await self._keep_up(on_event, on_seen, on_lost, fresh)
@@ -199,11 +200,12 @@ class ShimLink:
                 client = await self._connect(fresh)
             except (Refusal, OSError) as error:
                 self._set(None, str(error))
-                if not fresh and not self._bundle.is_dir():
+                if not self._bundle.is_dir():
                     self.bundle_lost = True
                     self._set(None, "its bundle is gone")
                     on_lost()
-                if fresh or self.bundle_lost:
+                    return
+                if fresh and not isinstance(error, Unavailable):
                     return
             else:
                 since_s = trio.current_time()

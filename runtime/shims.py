@@ -46,7 +46,7 @@ async def fork_server() -> ForkServer:
         raise Unavailable("the fork server is being started")
     try:
         return await shims.call(GetServer(), timeout_s=SPAWN_WITHIN_S)
-    except ActorExited as error:
+    except (ActorExited, ForkServerGone) as error:
         raise Unavailable(f"the fork server is gone: {error}") from error
 
 

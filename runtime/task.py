@@ -63,6 +63,7 @@ from .shimlink import ShimLink, insist, ride_out
 
 SIGKILL = 9
 CLEANUP_WITHIN_S = 15.0
+UNASKED_S = 3.0
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -147,9 +148,8 @@ class Delete(Request[ExitRecord]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """All that the shim knows, after each connection. Sent by the link."""
-
-    state: ShimState
+    """The shim was connected anew, and may know more than was told. Sent by the link. What it knew
+    at that moment is not in here: a verb that was under way may have changed it since."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,6 +268,7 @@ class Task(Actor):
         self._ground = ground
         self._namespace = namespace
         self._id = id
+        self._asked = False
 
     async def on_start(self) -> None:
         """Reads the record, connects to the shim, and tells what was missed.
@@ -283,13 +284,23 @@ class Task(Actor):
         limits = self._ground.limits
         self._link = ShimLink(self._bundle, self._ground.spawn_shim, limits.attach_within_s)
         self._ground.links[self._record.name] = self._link
-        if self._record.state is not State.CREATING:
+        if self._record.state is State.CREATING:
+            self.spawn_task(self._undo_unasked)
+        else:
             self.spawn_task(self._keep_link)
             try:
                 client = await self._link.client(limits.attach_within_s)
                 await self._catch_up(await client.state(timeout_s=limits.shim_within_s))
             except Refusal as error:
                 log.warning("task.unattached", **self._fields(), reason=str(error))
+
+    def describe_state(self) -> str:
+        """Where the task is in its life, and what its shim is about when that is not well."""
+        record = getattr(self, "_record", None)
+        if record is None:
+            return "not yet read"
+        about = self._link.describe()
+        return f"{record.state}, {about}" if about else str(record.state)
 
     async def on_stop(self) -> None:
         """Leaves the container to its shim."""
@@ -317,7 +328,7 @@ class Task(Actor):
             case OutOfMemory():
                 await self._ground.store.write(ledger.task_out_of_memory(self._record))
             case Seen():
-                await self._catch_up(message.state)
+                await self._look()
             case BundleLost():
                 await self._lose_bundle()
             case AddExec():
@@ -326,7 +337,14 @@ class Task(Actor):
                 assert_never(message)
         return None
 
+    async def _undo_unasked(self) -> None:
+        """A create that nobody asks for is one over which an actor before us fell."""
+        await trio.sleep(UNASKED_S)
+        if not self._asked and self._record.state is State.CREATING:
+            self.ref.cast(Delete())
+
     async def _create(self, step: Create) -> int:
+        self._asked = True
         state = next_state(self._record.state, step)
         limits = self._ground.limits
         try:
@@ -411,6 +429,13 @@ class Task(Actor):
         client = await self._client()
         await self._catch_up(await client.state(timeout_s=self._ground.limits.shim_within_s))
         return self._record.state
+
+    async def _look(self) -> None:
+        """Ask the shim that has just been connected; when it is lost again, the next is asked."""
+        try:
+            await self._settled()
+        except Unavailable as error:
+            log.info("task.unseen", **self._fields(), reason=str(error))
 
     async def _client(self) -> ShimClient:
         return await self._link.client(self._ground.limits.link_within_s)
@@ -501,6 +526,8 @@ class Task(Actor):
     async def _delete_from(self, client: ShimClient) -> Exited:
         if self._record.state is State.CREATED:
             await self._kill_created(client)
+            # Its exit first: a delete that is cut short and asked for again gives the same.
+            await self._catch_up(await client.state(timeout_s=self._ground.limits.shim_within_s))
         failpoints.passed("task.delete.shim")
         deleted = await client.delete(timeout_s=self._ground.limits.runtime_within_s)
         failpoints.passed("task.delete.deleted")
@@ -570,9 +597,7 @@ class Task(Actor):
             exec.cast(message)
 
     async def _catch_up(self, shim: ShimState) -> None:
-        for exec_id, process in shim.processes.items():
-            if exec_id:
-                self._tell_exec(self._exec_name(exec_id), ShimSaw(process=process))
+        self._tell_execs(shim)
         for step in steps_to_truth(self._record.state, shim):
             match step:
                 case Started() | Frozen() | Thawed() | Exited():
@@ -588,10 +613,20 @@ class Task(Actor):
     async def _keep_link(self, fresh: bool = False) -> None:
         await self._link.keep_up(
             self._on_shim_event,
-            lambda state: self.ref.cast(Seen(state=state)),
+            self._on_seen,
             lambda: self.ref.cast(BundleLost()),
             fresh=fresh,
         )
+
+    def _on_seen(self, shim: ShimState) -> None:
+        # The execs at once: an exit that waits in our mailbox would wait for theirs.
+        self._tell_execs(shim)
+        self.ref.cast(Seen())
+
+    def _tell_execs(self, shim: ShimState) -> None:
+        for exec_id, process in shim.processes.items():
+            if exec_id:
+                self._tell_exec(self._exec_name(exec_id), ShimSaw(process=process))
 
     def _on_shim_event(self, event: ShimEvent) -> None:
         if isinstance(event, Exited) and event.exec_id:

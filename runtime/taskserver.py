@@ -30,6 +30,7 @@ from .vault import Vault
 SOCKET_NAME: Final = "shim.sock"
 READ_BYTES_MAX: Final = 65536
 UNSENT_BYTES_MAX: Final = 2 * frames.FRAME_BYTES_MAX
+LOOK_EVERY_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,9 +148,26 @@ class TaskServer:
         poller.watch(job.listener.fileno(), select.EPOLLIN, self._accept)
         if job.adopt:
             adopt(self.container)
+        self._ended = False
+        poller.later(LOOK_EVERY_S, self._look)
+
+    def _look(self) -> None:
+        """Ends when nobody can want anything of it any more: its bundle is gone, its daemon too."""
+        if self._ended:
+            return
+        if not self.clients and not os.path.exists(self.bundle) and not self.is_live:
+            self._on_end(self)
+        else:
+            self.poller.later(LOOK_EVERY_S, self._look)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a process of its container lives."""
+        return any(process.is_live for process in self.container.processes.values())
 
     def close(self) -> None:
         """Lets go of the socket and the bundle."""
+        self._ended = True
         self.poller.unwatch(self._job.listener.fileno())
         self._job.listener.close()
         try:
@@ -231,7 +249,7 @@ class TaskServer:
             case "state":
                 return container.state() | {"operations": self._told_operations()}
             case "shutdown":
-                if any(process.is_live for process in container.processes.values()):
+                if self.is_live:
                     raise FailedPrecondition("shutdown of a shim with a live process")
                 return {}
             case other:
@@ -264,9 +282,12 @@ class TaskServer:
 
 
 def keep_fault(bundle: str, about: str) -> None:
-    """Writes the present exception to the bundle's shim.log."""
-    with open(f"{bundle}/shim.log", "a") as log:
-        log.write(f"{time.time():.3f} pid {os.getpid()} {about}\n{traceback.format_exc()}\n")
+    """Writes the present exception to the bundle's shim.log, where there is room for it."""
+    try:
+        with open(f"{bundle}/shim.log", "a") as log:
+            log.write(f"{time.time():.3f} pid {os.getpid()} {about}\n{traceback.format_exc()}\n")
+    except OSError:
+        pass
 
 
 def _text(request: Mapping[str, Any], name: str) -> str:

@@ -234,8 +234,6 @@ async def house(busybox_root: Path) -> AsyncIterator[House]:
             yield house
         finally:
             await clean(house)
-            await house.server.aclose()
-            await trio.to_thread.run_sync(house.server.process.wait)
             nursery.cancel_scope.cancel()
     teardown(str(state))  # pins of containers that a test left
     shutil.rmtree(state)
@@ -255,7 +253,10 @@ async def clean(house: House) -> None:
                     await task.shim.closed.wait()
                 except Exception:
                     pass
-    # A shim that was told to end saves what it measured first.
+    # Without it, shims that have no task end.
+    await house.server.aclose()
+    await trio.to_thread.run_sync(house.server.process.wait)
+    # A shim that ends by itself saves what it measured first.
     deadline = time.monotonic() + 2
     while time.monotonic() < deadline and any(map(is_alive, house.shim_pids)):
         await trio.sleep(0.01)

@@ -253,13 +253,14 @@ def test_a_terminal_without_a_client_drops_its_output(tmp_path: Path) -> None:
     terminal = Terminal(
         poller, Stdio(terminal=True), Pins(None, str(tmp_path)), keeper, slot="init"
     )
-    assert terminal.attach_again(input_closed=True)
     os.write(slave, b"nobody hears")
     os.close(slave)
-    terminal.resize(80, 25)
-    terminal.finish()
 
     async def end() -> None:
+        await terminal.attach()
+        terminal.resize(80, 25)
+        terminal.close_input()
+        terminal.finish()
         await terminal.drained
         poller.stop()
 

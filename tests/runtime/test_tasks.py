@@ -422,7 +422,7 @@ async def test_a_create_that_fails_leaves_nothing(host: Host) -> None:
         await host.tasks.create(NS, "web", host.rootfs)
     assert host.store.get(TASK, NS, "web") is None
     assert not bundle_path(host.ground.state, NS, "web").exists()
-    assert host.system.whereis(task_name(NS, "web")) is None
+    await until(lambda: host.system.whereis(task_name(NS, "web")) is None)
     assert cgroups() == []
     assert await host.topics("web") == []
 
