@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 BUSYBOX = Path("/bin/busybox")
-APPLETS = ("sh", "cat", "sleep", "usleep", "echo", "true", "mkdir")
+APPLETS = ("sh", "cat", "sleep", "usleep", "echo", "true", "mkdir", "stty")
 CGROUP_PARENT = "holdfast-chaos"
 GATES = "/gates"
 CODES = range(1, 120)
@@ -98,7 +98,9 @@ def script(plan: Plan, *, of_exec: bool = False) -> str:
     """The shell program of the container's first process, or of its exec."""
     gate = f"{GATES}/{'exec' if of_exec else 'init'}"
     all_lines = plan.lines_before + plan.lines_after
-    text = SAY + f"say 0 {plan.lines_before}\necho stage\nread g <{gate}\n"
+    # What a terminal echoes would break into the lines that are written at that moment.
+    quiet = "stty -echo\n" if plan.terminal and not of_exec else ""
+    text = quiet + SAY + f"say 0 {plan.lines_before}\necho stage\nread g <{gate}\n"
     text += f"say {plan.lines_before} {all_lines}\n"
     if plan.stdin and not of_exec:
         # Ends at the end of its input, or at a line that says so: a terminal has no other end.

@@ -26,6 +26,7 @@ from .orphans import Exit
 from .pins import slot
 from .process import STATUS_LOST, Process, Status, exit_status, read_exit
 from .pty import Terminal
+from .ptykeeper import PtyKeeper
 from .runner import read_pid
 from .stdio import Stdio, Streams
 
@@ -216,6 +217,7 @@ class _Adoption:
             if not isinstance(error, _NotBegun):
                 container.failures[process.exec_id] = str(error)
             process.release()
+            PtyKeeper(container.bundle, slot(process.exec_id)).end()
             process.status = Status.CREATED
         else:
             container.claim_exec(process, pid, self._identity_of_exec(process, pid))

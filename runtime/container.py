@@ -47,7 +47,7 @@ from .process import (
     write_exit,
 )
 from .pty import Terminal
-from .ptykeeper import PtyKeeper
+from .ptykeeper import PtyKeeper, end_keepers
 from .runner import Execution, Runner, read_pid
 from .stdio import Stdio, Streams
 
@@ -571,6 +571,7 @@ class Container:
 
     def _forget_bundle(self) -> None:
         mounts.unmount_all(f"{self.bundle}/rootfs")
+        end_keepers(self.bundle)
         for name in os.listdir(self.bundle):
             if name.startswith(("exec-", "init.", "runtime")):
                 self._unlink(name)

@@ -29,6 +29,7 @@ RUNTIME_WITHIN_S: Final = 150.0
 """How long a keeper waits for the runtime, which is killed sooner when it hangs."""
 
 READY: Final = b"1"
+NOTE_SUFFIX: Final = ".pty"
 
 
 class PtyKeeper:
@@ -36,7 +37,7 @@ class PtyKeeper:
 
     def __init__(self, bundle: str, slot: str) -> None:
         self._bundle = bundle
-        self._note = f"{bundle}/{slot}.pty"
+        self._note = f"{bundle}/{slot}{NOTE_SUFFIX}"
         self._console = f"{slot}.tty"
         self.pid = 0
         """Of the keeper that we began, which is our child."""
@@ -113,6 +114,13 @@ class PtyKeeper:
             os.close(ready)
             if tell >= 0:
                 os.close(tell)
+
+
+def end_keepers(bundle: str) -> None:
+    """Ends every keeper of a bundle, also of a process that did not come to be."""
+    for name in os.listdir(bundle):
+        if name.endswith(NOTE_SUFFIX):
+            PtyKeeper(bundle, name.removesuffix(NOTE_SUFFIX)).end()
 
 
 def _keep(become_keeper: Callable[[], Callable[[], None] | None], tell: int) -> NoReturn:

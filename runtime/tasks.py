@@ -24,6 +24,7 @@ import trio
 
 from ..actors import failpoints
 from ..actors.errors import (
+    AlreadyExists,
     DataLoss,
     DeadlineExceeded,
     InvalidArgument,
@@ -282,7 +283,7 @@ class Tasks:
         with trio.CancelScope(shield=True):
             await self._store.write(ledger.exec_added(record))
             failpoints.passed("exec.added")
-            await self._start_exec(exec_child(self._ground, record))
+            await self._start(self._start_exec, exec_child(self._ground, record))
 
     async def delete_process(self, namespace: str, id: str, exec_id: str) -> Exited:
         """Remove an exec that has stopped, or was never started."""
@@ -435,12 +436,27 @@ class Tasks:
         await self._store.write(ledger.intend_task(record))
         failpoints.passed("task.create.intended")
         try:
-            ref = await self._start_task(task_child(self._ground, record))
+            try:
+                ref = await self._start(self._start_task, task_child(self._ground, record))
+            except AlreadyExists:
+                await self._store.write(ledger.forget_task(record))
+                raise
             within_s = self._ground.limits.runtime_within_s + CREATE_SLACK_S
             return await ref.call(task.Create(config=config), timeout_s=within_s)
         except (ActorExited, StartFailed, CallTimeout) as error:
             await self._abandon(record)
             raise Unavailable(f"create {record.id}: {error}") from error
+
+    async def _start(self, start: StartChild, child: ChildSpec) -> Ref[Any]:
+        """Start the actor of a record that was just written; one before it may be about to end."""
+        deadline = trio.current_time() + self._ground.limits.shim_within_s
+        while True:
+            try:
+                return await start(child)
+            except AlreadyExists:
+                if trio.current_time() >= deadline:
+                    raise
+                await trio.sleep(ASK_AGAIN_S)
 
     async def _ended(self, name: str) -> None:
         """Wait until the actor of a deleted process has given up its name."""
