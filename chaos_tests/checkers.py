@@ -230,10 +230,8 @@ def _follows(life: Sequence[Event]) -> Iterator[Violation]:
 
 
 def no_byte_is_lost(history: History) -> Iterator[Violation]:
-    """What a process wrote to a FIFO or file is there, once; and its end is seen."""
+    """What a process wrote to a FIFO, a file or a terminal is there, once; and its end is seen."""
     for stream in history.of(Streamed):
-        if stream.terminal:
-            continue
         subject = f"{_name((stream.subject, stream.exec_id))} {stream.stream}"
         if stream.lost_bytes or stream.extra_bytes:
             text = (

@@ -32,8 +32,6 @@ class Row:
 
     containers: int = 0
     ended_inside: int = 0
-    tty_bytes: int = 0
-    """Lost where a terminal was; counted, but no violation: see `checkers.no_byte_is_lost`."""
     lost_bytes: int = 0
     extra_bytes: int = 0
     exit_records: int = 0
@@ -61,11 +59,8 @@ class Tally:
         self._count_ends(history)
         for stream in history.of(Streamed):
             row = self._row(stream.subject)
-            if stream.terminal:
-                row.tty_bytes += stream.lost_bytes
-            else:
-                row.lost_bytes += stream.lost_bytes
-                row.extra_bytes += stream.extra_bytes
+            row.lost_bytes += stream.lost_bytes
+            row.extra_bytes += stream.extra_bytes
         for violation in violations:
             self._count(violation)
 

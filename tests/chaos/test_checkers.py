@@ -72,7 +72,7 @@ LIFE: Sequence[Record] = (
     exited(6),
     event(7, "delete"),
     streamed(),
-    streamed(lost=4, terminal=True),
+    streamed(terminal=True),
     Boot(started_at_s=0.0, answered_at_s=0.4),
 )
 HANG = Harm(nemesis="hang", at_s=1.0, subjects=("a",))
@@ -158,6 +158,7 @@ BAD: dict[str, tuple[checkers.Checker, Sequence[Record]]] = {
     "a hole": (checkers.events_in_order, (event(1, "create"), event(3, "start"))),
     "a number twice": (checkers.events_in_order, (event(2, "create"), event(2, "start"))),
     "lost bytes": (checkers.no_byte_is_lost, (streamed(lost=2),)),
+    "lost bytes of a terminal": (checkers.no_byte_is_lost, (streamed(lost=4, terminal=True),)),
     "doubled bytes": (checkers.no_byte_is_lost, (streamed(extra=2),)),
     "no end of the stream": (checkers.no_byte_is_lost, (streamed(ended=False),)),
     "a life that got stuck": (
