@@ -19,6 +19,7 @@ from holdfast.api.proto.services import admin_pb2
 from holdfast.api.status import CallFailed
 
 from .history import Call, Event, History
+from .patience import PATIENCE
 
 A = TypeVar("A", bound=Message)
 
@@ -26,8 +27,8 @@ NAMESPACE = "chaos"
 SERVICES = "/containerd.services.{low}.v1.{service}/{name}"
 ADMIN = "/holdfast.admin.v1.Admin/"
 PAUSE_S = 0.02
-ATTEMPT_WITHIN_S = 60.0
-STREAM_WITHIN_S = 120.0
+ATTEMPT_WITHIN_S = 60.0 * PATIENCE
+STREAM_WITHIN_S = 120.0 * PATIENCE
 SINCE_THE_BEGINNING = 0
 REPEATED: tuple[type[Exception], ...] = (Unavailable, DeadlineExceeded, Cancelled, CallFailed)
 """What may mean that the answer was lost: the ask is repeated."""

@@ -23,11 +23,12 @@ from holdfast.api.proto.services import admin_pb2
 
 from . import processes
 from .history import Boot, History
+from .patience import PATIENCE
 from .processes import Found, Role
 
 INFO = "/holdfast.admin.v1.Admin/Info"
-ANSWER_WITHIN_S = 30.0
-END_WITHIN_S = 20.0
+ANSWER_WITHIN_S = 30.0 * PATIENCE
+END_WITHIN_S = 20.0 * PATIENCE
 EVERYONE = (Role.DAEMON, Role.FORK_SERVER, Role.SHIM, Role.SPARE, Role.WORKER)
 
 
@@ -44,6 +45,8 @@ class Daemon:
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     root: Path | None = None
+    has_pins: bool = False
+    """Whether the kernel keeps exits for it; known once it has answered."""
     _process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -110,9 +113,10 @@ class Daemon:
             while self.is_running:
                 try:
                     async with Channel.connect(self.address) as channel:
-                        await channel.unary(
+                        info = await channel.unary(
                             INFO, admin_pb2.InfoRequest(), admin_pb2.InfoResponse, timeout_s=10
                         )
+                        self.has_pins = info.guarantee.startswith("pins")
                         return True
                 except Refusal:
                     await trio.sleep(0.005)

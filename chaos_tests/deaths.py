@@ -30,7 +30,8 @@ from . import checkers, containers, residue
 from .client import Client, connected
 from .containers import Plan, State
 from .daemon import Daemon, running
-from .history import Harm, Heal, History, Left, Listed
+from .history import Harm, Heal, History, Left, Listed, MayBeLost
+from .patience import PATIENCE
 from .processes import Role
 from .tally import Round, Tally
 from .workloads import SNAPSHOTTER, Life, Stage, prepare_base
@@ -39,10 +40,11 @@ VICTIMS = (Role.DAEMON, Role.FORK_SERVER, Role.SHIM, Role.WORKER)
 SETS: Sequence[tuple[Role, ...]] = tuple(
     chosen for size in range(1, 5) for chosen in itertools.combinations(VICTIMS, size)
 )
+REAPERS = {Role.DAEMON, Role.FORK_SERVER, Role.SHIM}
 CELLS = tuple(itertools.product(State, (False, True), (False, True)))
-REACHED_WITHIN_S = 40.0
+REACHED_WITHIN_S = 40.0 * PATIENCE
 STRUCK_FOR_S = 0.03
-INSIDE_WITHIN_S = 3.0
+INSIDE_WITHIN_S = 3.0 * PATIENCE
 BLACKOUT_S = (0.0, 0.8)
 KILLS_MAX = 3
 
@@ -122,6 +124,9 @@ class Matrix:
         stage.struck.set()
         await trio.sleep(self.dice.uniform(0.0, STRUCK_FOR_S))
         self.history.add(Harm(nemesis=number.name, at_s=time.monotonic()))
+        if not self.daemon.has_pins and set(number.victims) >= REAPERS:
+            names = tuple(plan.name for plan in number.plans)
+            self.history.add(MayBeLost(subjects=names))
         await self._kill(number.victims)
         stage.gone.set()
         inside = [life for life in lives if life.plan.exits_inside]

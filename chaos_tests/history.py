@@ -134,6 +134,14 @@ class Trouble:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MayBeLost:
+    """All who may reap these die at once, on a kernel that pins nothing: their exits may be told
+    as lost, never as another status."""
+
+    subjects: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Visible:
     """A harm was seen from outside, with its reason."""
 
@@ -154,12 +162,14 @@ Record = (
     | Listed
     | Left
     | Trouble
+    | MayBeLost
     | Visible
 )
 KINDS: dict[str, Callable[..., Record]] = {
     kind.__name__: kind
     for kind in (
-        Call, Process, Streamed, Event, Harm, Heal, Boot, Ended, Listed, Left, Trouble, Visible,
+        Call, Process, Streamed, Event, Harm, Heal, Boot, Ended, Listed, Left, Trouble,
+        MayBeLost, Visible,
     )
 }  # fmt: skip
 

@@ -12,10 +12,11 @@ import trio
 from .containers import CGROUP_PARENT
 from .daemon import Daemon, mounts_below
 from .history import Left
+from .patience import PATIENCE
 from .processes import Role
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
-QUIET_WITHIN_S = 10.0
+QUIET_WITHIN_S = 10.0 * PATIENCE
 LASTING_MOUNTS = ("vault",)
 """Below the state directory: stands as long as the daemon's pins do."""
 EXPECTED_ROLES = (Role.DAEMON, Role.FORK_SERVER, Role.SPARE, Role.WORKER)

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import trio
 
+from .patience import PATIENCE
+
 CHUNK = 65536
-END_WITHIN_S = 5.0
+END_WITHIN_S = 5.0 * PATIENCE
 PAUSE_S = 0.01
 
 

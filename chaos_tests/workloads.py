@@ -28,6 +28,7 @@ from .checkers import difference
 from .client import NOTHING, PAUSE_S, Client
 from .containers import Plan, State
 from .history import Ended, History, Process, Streamed, Trouble
+from .patience import PATIENCE
 from .streams import Gate, Reader, Writer
 
 SPEC_URL = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
@@ -35,7 +36,7 @@ BASE = "chaos-base"
 EXEC_ID = "second"
 SNAPSHOTTER = "overlayfs"
 ROOTED = {"containerd.io/gc.root": "2026-01-01T00:00:00Z"}
-LIFE_WITHIN_S = 90.0
+LIFE_WITHIN_S = 90.0 * PATIENCE
 Task = tasks_pb2  # the service's module, short
 
 

@@ -15,6 +15,7 @@ from holdfast.chaos.history import (
     History,
     Left,
     Listed,
+    MayBeLost,
     Process,
     Record,
     Streamed,
@@ -83,6 +84,7 @@ STARTED = (Process(subject="a", status=7), event(1, "create"), event(2, "start")
 GOOD: dict[str, Sequence[Record]] = {
     "a whole life": LIFE,
     "nothing": (),
+    "an exit that may be lost": (*STARTED, MayBeLost(subjects=("a",)), exited(3, 255)),
     "a gap that was told": (event(1, "create", "b"), event(9, "oom", "b", lost_from=2)),
     "a name in its second life": (
         *(event(1, "create"), event(2, "start"), exited(3), event(4, "delete")),
@@ -106,6 +108,14 @@ BAD: dict[str, tuple[checkers.Checker, Sequence[Record]]] = {
         (Process(subject="a", status=7), call("Tasks.Start", 1.0)),
     ),
     "two exits": (checkers.one_exit_per_process, (*STARTED, exited(3), exited(4))),
+    "a wrong code of one that may be lost": (
+        checkers.one_exit_per_process,
+        (*STARTED, MayBeLost(subjects=("a",)), exited(3, 137)),
+    ),
+    "lost, and another's may be": (
+        checkers.one_exit_per_process,
+        (*STARTED, MayBeLost(subjects=("b",)), exited(3, 255)),
+    ),
     "a wrong code": (checkers.one_exit_per_process, (*STARTED, exited(3, 137))),
     "Wait and the event differ": (
         checkers.one_exit_per_process,

@@ -570,7 +570,8 @@ def test_the_death_matrix_loses_nothing_on_the_fallback_guarantee() -> None:
     words = ["--containers", str(CONTAINERS_OF_THE_MATRIX), "--seed", "12"]
     done = subprocess.run(
         [sys.executable, "-m", "chaos_tests.deaths", *words],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=600,
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=1200,
+        env={**os.environ, "HOLDFAST_PATIENCE": "8"},
     )  # fmt: skip
     print(f"\n{done.stdout}")
     assert done.returncode == 0, done.stderr[-4000:]
