@@ -31,7 +31,7 @@ from terminal import on_a_terminal
 seen, status = on_a_terminal(sys.argv[1:], "exit\\n", "/ # ")
 print(seen); sys.exit(status)' """
 OPTION = r"(?<![\w-])--?[a-z][a-z-]*"
-SUBCOMMANDS = ("rm", "usage", "get", "remove")
+SUBCOMMANDS = ("rm", "usage", "get", "remove", "teardown")
 EVERYWHERE = {"-h", "--help", "--version"}
 
 
