@@ -234,6 +234,8 @@ class ForkServer:
             self._by_descriptor.pop(place.control.fileno())
             self._poll.unregister(place.control.fileno())
             place.control.close()
+            if place.tasks == 0:  # nothing of it is in use, though it takes a moment to end
+                self._shims.discard(place.pid)
 
     def _lock(self, bundle: str) -> int:
         """One that was killed a moment ago may still be about to let go."""
@@ -279,6 +281,8 @@ class ForkServer:
 
     def _leave_vault(self) -> None:
         """A vault that keeps nothing goes with us."""
+        for place in list(self._places.values()):
+            self._hear(place)  # what it said last
         idle = {place.pid for place in self._places.values() if place.tasks == 0}
         in_use = any(map(_lives, self._shims - idle))
         if self._vault is not None and not in_use and not self._vault.pins():

@@ -142,10 +142,9 @@ def documented(section: str) -> dict[str, set[str]]:
 
 def real(command: click.Command, name: str = "") -> Iterator[tuple[str, list[set[str]]]]:
     """Every command that is not hidden, with the names of each of its options."""
-    yield (
-        name,
-        [{*each.opts} for each in command.params if isinstance(each, click.Option)],
-    )
+    runs_alone = not isinstance(command, click.Group) or command.invoke_without_command
+    if runs_alone or not name:
+        yield name, [{*each.opts} for each in command.params if isinstance(each, click.Option)]
     if isinstance(command, click.Group):
         for key, inner in command.commands.items():
             if not inner.hidden:
