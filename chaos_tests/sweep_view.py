@@ -195,7 +195,10 @@ def _add(told: Told, event: admin_pb2.EventsResponse) -> None:
         case "/snapshot/remove":
             take(told.snapshots, read(events_pb2.SnapshotRemove).key)
         case "/tasks/create":
-            _step(told, read(events_pb2.TaskCreate).container_id, topic, "", "CREATED")
+            id = read(events_pb2.TaskCreate).container_id
+            _step(told, id, topic, "", "CREATED")
+            # A new life of that name, in which a pid may come again.
+            told.exits = {key: count for key, count in told.exits.items() if key[0] != id}
         case "/tasks/start":
             _step(told, read(events_pb2.TaskStart).container_id, topic, "CREATED", "RUNNING")
         case "/tasks/exit":
