@@ -143,9 +143,9 @@ class _Adoption:
             self._attach(process, entry["input_closed"])
 
     def _hold_streams(self, process: Process, entry: Mapping[str, Any]) -> None:
-        stdio = Stdio() if process.stdio.terminal else process.stdio
-        name = slot(process.exec_id)
-        process.streams = Streams.again(stdio, entry["input_closed"], self.container.pins, name)
+        process.streams = Streams.again(
+            process.piped, entry["input_closed"], self.container.pins, slot(process.exec_id)
+        )
 
     def _attach(self, process: Process, input_closed: bool) -> None:
         try:

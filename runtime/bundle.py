@@ -3,7 +3,9 @@
     state/tasks/<namespace>/<id>/        0700
         config.json                      the OCI spec, as the container record holds it
         rootfs/                          where the shim mounts the root, in its own mount namespace
-        shim.sock, shim.json, init.pid, exits/        the shim's own
+        shim.sock, shim.json, shim.lock, init.pid, exits/        the shim's own: shim.py
+        <slot>.pty, <slot>.tty           a terminal's keeper: ptykeeper.py
+        pin-<name>                       where the kernel pins no process: pins.py
 
 A bundle is made before a shim is asked for, and removed after the shim is gone; so whatever a
 crash leaves behind stands in a directory that the next boot finds. Removal never descends into

@@ -301,7 +301,7 @@ class Container:
         if process.status is Status.CREATED and not process.ending:
             if process.pidfd is None:
                 return ExitRecord(pid=0, status=0, exited_at_ns=time.time_ns())
-            signal.pidfd_send_signal(process.pidfd, signal.SIGKILL)
+            procfs.kill(process.pidfd)
             process.ending = True
         if process.ending:
             await self.poller.until(lambda: process.status is Status.STOPPED, GONE_WITHIN_S)
@@ -449,8 +449,7 @@ class Container:
 
     def _make_stdio(self, process: Process) -> str:
         """Opens a process's stdio; the path of the console socket when it has a terminal."""
-        stdio = Stdio() if process.stdio.terminal else process.stdio
-        process.streams = Streams(stdio, self.pins, slot(process.exec_id))
+        process.streams = Streams(process.piped, self.pins, slot(process.exec_id))
         if not process.stdio.terminal:
             return ""
         process.terminal = self.terminal(process)
@@ -508,9 +507,8 @@ class Container:
                 lambda: all(p.status is Status.STOPPED for p in others), GONE_WITHIN_S
             )
         while not self._write_exit(process, record):
-            await self.poller.sleep(
-                EXIT_AGAIN_S
-            )  # a full disk: nobody is told before it is written
+            # A full disk: nobody is told before it is written.
+            await self.poller.sleep(EXIT_AGAIN_S)
         process.exit = record
         process.status = Status.STOPPED
         if process.streams is not None:
@@ -580,7 +578,7 @@ class Container:
     async def undo_create(self, process: Process) -> None:
         """After a create that failed, or whose shim died in it: nothing remains."""
         if process.pidfd is not None:
-            signal.pidfd_send_signal(process.pidfd, signal.SIGKILL)
+            procfs.kill(process.pidfd)
         directories = cgroup.directories(read_pid(self.pid_file(""))) or dict(self.directories)
         runtime = self.runtime
         if runtime is not None and runtime.has_state(self.id):

@@ -334,7 +334,7 @@ def _write_holder(lock: int, pid: int) -> None:
     """Whose a bundle is, for whoever finds its shim stopped."""
     holder = procfs.identity(pid)
     if holder is not None:
-        os.pwrite(lock, f"{holder.pid} {holder.start_time_ticks}\n".ljust(40).encode(), 0)
+        os.pwrite(lock, procfs.identity_text(holder).ljust(40).encode(), 0)
 
 
 def _lives(pid: int) -> bool:

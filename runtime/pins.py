@@ -8,14 +8,13 @@
 
 A slot is `init` or `exec-<exec id>`. Where the kernel cannot pin a process, its pid and start time
 are written down in the bundle instead; where it cannot pin a FIFO, the descriptors are held by
-processes alone. A pin that the kernel refuses is no reason to refuse a container: it is told among
-the faults.
+processes alone. A pin that the kernel refuses is no reason to refuse a container: it is told in the
+shim's state.
 
 Standard library alone: the fork server preloads this file.
 """
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 from . import procfs, syscalls
@@ -46,30 +45,17 @@ class Pins:
             self.faults.append(f"pin {name}: {error}")
             self._note(name, pidfd)
 
-    def keep_fifos(self, ends: Mapping[str, int]) -> None:
-        """Pins open ends of FIFOs; see Vault.pin_fifos."""
-        if self._vault is not None and ends:
-            try:
-                self._vault.pin_fifos(self._key, ends)
-            except OSError as error:
-                self.faults.append(f"pin {', '.join(ends)}: {error}")
-
     def keep_fifo(self, name: str, path: str, flags: int) -> None:
-        """Opens and pins one end, when there is a vault."""
-        if self._vault is not None:
-            end = os.open(path, flags | os.O_CLOEXEC)
-            try:
-                self.keep_fifos({name: end})
-            finally:
-                os.close(end)
-
-    def has_process(self, name: str) -> bool:
-        """Whether a process of that name was pinned or noted."""
-        pidfd = None if self._vault is None else self._vault.open_process(self._key, name)
-        if pidfd is None:
-            return os.path.exists(self._note_path(name))
-        os.close(pidfd)
-        return True
+        """Opens and pins one end, when there is a vault; see Vault.pin_fifo."""
+        if self._vault is None:
+            return
+        end = os.open(path, flags | os.O_CLOEXEC)
+        try:
+            self._vault.pin_fifo(self._key, name, end)
+        except OSError as error:
+            self.faults.append(f"pin {name}: {error}")
+        finally:
+            os.close(end)
 
     def open_process(self, name: str) -> int | None:
         """A pidfd of a process; None without a pin, or when a noted one is gone."""

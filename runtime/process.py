@@ -134,6 +134,11 @@ class Process:
         """Whether a kernel process stands behind it."""
         return self.identity is not None and self.exit is None
 
+    @property
+    def piped(self) -> Stdio:
+        """What of its stdio it is given itself: with a terminal nothing."""
+        return Stdio() if self.stdio.terminal else self.stdio
+
     def close_input(self) -> None:
         """Lets its stdin end when the client's end does."""
         if self.terminal is not None:

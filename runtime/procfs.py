@@ -6,6 +6,7 @@ Standard library alone: the fork server preloads this file.
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +85,14 @@ def children() -> list[int]:
     return found
 
 
+def kill(pidfd: int) -> None:
+    """SIGKILL by pidfd; one that has ended is no error."""
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
 def read_identity(path: str) -> Identity | None:
     """A process as `write_identity` wrote it down; None where nothing whole is written."""
     try:
@@ -93,9 +102,14 @@ def read_identity(path: str) -> Identity | None:
         return None
 
 
+def identity_text(process: Identity) -> str:
+    """A process as `read_identity` reads it; what follows the line may be blank."""
+    return f"{process.pid} {process.start_time_ticks}\n"
+
+
 def write_identity(path: str, process: Identity) -> None:
     """Writes a process down, for as long as this boot lasts: it is not synced."""
-    Path(f"{path}.tmp").write_text(f"{process.pid} {process.start_time_ticks}\n")
+    Path(f"{path}.tmp").write_text(identity_text(process))
     os.rename(f"{path}.tmp", path)
 
 

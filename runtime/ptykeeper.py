@@ -91,7 +91,7 @@ class PtyKeeper:
         """Lets the terminal go; there may be no keeper any more."""
         keeper = self._open()
         if keeper is not None:
-            _kill(keeper)
+            procfs.kill(keeper)
             os.close(keeper)
         for path in (self._note, f"{self._bundle}/{self._console}"):
             Path(path).unlink(missing_ok=True)
@@ -146,7 +146,7 @@ def _take_over(note: str, master: int, old: int | None) -> None:
     os.dup2(master, MASTER)
     _write_note(note)
     if old is not None:
-        _kill(old)
+        procfs.kill(old)
 
 
 def _take_from_runtime(bundle: str, note: str, console: socket.socket) -> Callable[[], None]:
@@ -180,10 +180,3 @@ def _receive(console: socket.socket) -> int:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             return array.array("i", data)[0]
     raise OSError("the OCI runtime sent no terminal")
-
-
-def _kill(keeper: int) -> None:
-    try:
-        signal.pidfd_send_signal(keeper, signal.SIGKILL)
-    except ProcessLookupError:
-        pass

@@ -151,7 +151,7 @@ class Runner:
                 return made or ended() is not None or (gone and self._pins.noted(name) is not None)
 
             if not await self._poller.until(over, within_s) and pidfd is not None:
-                _kill(pidfd)
+                procfs.kill(pidfd)
                 await self._poller.until(over, KILLED_WITHIN_S)
             if pid_file and read_pid(pid_file):
                 return pidfd
@@ -311,13 +311,6 @@ def _failure(verb: str, log: str, wait_status: int) -> str:
 
 def _unlink(path: str) -> None:
     Path(path).unlink(missing_ok=True)
-
-
-def _kill(pidfd: int) -> None:
-    try:
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def read_pid(path: str) -> int:

@@ -11,7 +11,6 @@ dead one: `look` does that, which the minder calls for every link.
 """
 
 import os
-import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -152,7 +151,7 @@ class ShimLink:
             self.replaced += 1
             self._stopped = None
             try:
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                procfs.kill(pidfd)
             finally:
                 os.close(pidfd)
 

@@ -19,7 +19,7 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -54,21 +54,20 @@ class Vault:
         finally:
             os.close(tree)
 
-    def pin_fifos(self, bundle: str, ends: Mapping[str, int]) -> None:
-        """Keeps open ends of FIFOs, by the names of the pins.
+    def pin_fifo(self, bundle: str, name: str, end: int) -> None:
+        """Keeps an open end of a FIFO; a pin of that name is replaced.
 
-        Each must be writable and an open file of its own, which nobody else writes through: the
+        It must be writable and an open file of its own, which nobody else writes through: the
         kernel turns it into a packet pipe.
         """
         with self._inside():
-            for name, end in ends.items():
-                path = _room(bundle, name)
-                _unpin(path)
-                os.mkdir(path, 0o700)
-                # Indirect: then find, du and ls pass over it. Who looks up a name in it would wait,
-                # and his question be written to the client: nobody does, for nobody is in here.
-                data = f"fd={end},pgrp={os.getpgrp()},minproto=5,maxproto=5,indirect"
-                kernel.mount("holdfast", path, "autofs", 0, data)
+            path = _room(bundle, name)
+            _unpin(path)
+            os.mkdir(path, 0o700)
+            # Indirect: then find, du and ls pass over it. Who looks up a name in it would wait,
+            # and his question be written to the client: nobody does, for nobody is in here.
+            data = f"fd={end},pgrp={os.getpgrp()},minproto=5,maxproto=5,indirect"
+            kernel.mount("holdfast", path, "autofs", 0, data)
 
     def open_process(self, bundle: str, name: str) -> int | None:
         """A pidfd from a pin; None when there is none."""
@@ -281,7 +280,7 @@ def _prove(vault: Vault) -> None:
     pidfd = os.pidfd_open(os.getpid())
     reader, writer = os.pipe2(os.O_CLOEXEC)
     try:
-        vault.pin_fifos("proof", {"fifo": writer})
+        vault.pin_fifo("proof", "fifo", writer)
         if syscalls.pidfds_tell_exits():
             try:
                 vault.pin_process("proof", "process", pidfd)
