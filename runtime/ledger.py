@@ -139,6 +139,15 @@ def task_exited(record: TaskRecord) -> Job:
     return job
 
 
+def task_deleting(record: TaskRecord) -> Job:
+    """A task that was never started is about to be killed and deleted; nobody is told yet."""
+
+    def job(tx: Transaction) -> None:
+        put_task(record, tx)
+
+    return job
+
+
 def task_deleted(record: TaskRecord) -> Job:
     """The task is gone with all that it had. An exit that nobody saw is told first."""
     assert record.exit is not None

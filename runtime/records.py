@@ -33,6 +33,7 @@ class State(StrEnum):
     PAUSING = "pausing"
     PAUSED = "paused"
     STOPPED = "stopped"
+    DELETING = "deleting"
     GONE = "gone"
 
 

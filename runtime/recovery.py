@@ -21,7 +21,7 @@ from ..storage.faults import Fault
 from . import ledger, task
 from .bundle import BundleName, bundle_path, leftovers, remove_bundle
 from .ground import Ground
-from .records import EXEC, TASK, ExecRecord, State, TaskRecord
+from .records import EXEC, TASK, ExecRecord, TaskRecord
 from .shimclient import ShimClient
 from .taskfaults import BUNDLE
 from .tasks import StartChild, exec_child, task_child
@@ -110,7 +110,7 @@ class Recovery:
     async def _task(self, record: TaskRecord) -> None:
         ref = await self._start_task(task_child(self._ground, record))
         self._found.tasks += 1
-        if record.state is State.CREATING:
+        if record.state in task.HALFWAY:
             await ref.call(task.Delete(), timeout_s=EACH_WITHIN_S)
             self._found.cleaned.append(record.name)
 

@@ -1,15 +1,18 @@
 """The task actor: one container's task, from the intent to create it until it is gone.
 
     CREATING --Create--> CREATED --Start--> RUNNING --Exited--> STOPPED --Delete--> GONE
-        |                 |   |              |  ^                 ^
-        +------Delete-----|---+--Exited------|--|-----------------+
-                          +---Delete--> GONE |  |                 |
+        |                 |   |              |  ^                 ^                  ^
+        +--Delete--> GONE |   +--Exited------|--|-----------------+                  |
+                          +------Delete------|--|---------------> DELETING --Delete--+
                                        Pause |  | Thawed          |
                                              v  |                 |
                                            PAUSING ---Exited------+
                                              | Frozen             |
                                              v                    |
                          RUNNING <--Resume-- PAUSED ----Exited----+
+
+A task that was never started must be killed to be deleted. That is one step to the world, so
+DELETING is written first, and finished by whoever finds it: a client, or the next recovery.
 
 The truth is the shim's and the kernel's. The record in the store says what we have told the
 world; an actor that starts, or whose shim was replaced, compares the two and tells what was missed.
@@ -176,6 +179,8 @@ Step = (
 Message = Step | OutOfMemory | Seen | BundleLost
 
 LIVE = (State.CREATED, State.RUNNING, State.PAUSING, State.PAUSED)
+HALFWAY = (State.CREATING, State.DELETING)
+"""What a crash may leave, and a Delete finishes."""
 
 TRANSITIONS: Mapping[tuple[State, type[Step]], State] = {
     (State.CREATING, Create): State.CREATED,
@@ -183,7 +188,7 @@ TRANSITIONS: Mapping[tuple[State, type[Step]], State] = {
     (State.CREATED, Start): State.RUNNING,
     (State.CREATED, Started): State.RUNNING,
     (State.CREATED, Exited): State.STOPPED,
-    (State.CREATED, Delete): State.GONE,
+    (State.CREATED, Delete): State.DELETING,
     (State.CREATED, AddExec): State.CREATED,
     (State.RUNNING, Pause): State.PAUSING,
     (State.RUNNING, Frozen): State.PAUSED,
@@ -200,6 +205,7 @@ TRANSITIONS: Mapping[tuple[State, type[Step]], State] = {
     (State.STOPPED, CloseStdin): State.STOPPED,
     (State.STOPPED, Resize): State.STOPPED,
     (State.STOPPED, Delete): State.GONE,
+    (State.DELETING, Delete): State.GONE,
     **{(state, step): state for state in LIVE for step in (Kill, Update, Resize, CloseStdin)},
 }
 
@@ -219,7 +225,7 @@ def refusal(state: State, step: Step) -> Refusal:
     match step:
         case Create():
             return AlreadyExists(f"Create while {state}: already exists")
-        case Kill() if state is State.STOPPED:
+        case Kill() if state in (State.STOPPED, State.DELETING):
             return NotFound("process already finished: not found")
         case Delete():
             text = f"task must be stopped before deletion: {state}: failed precondition"
@@ -242,7 +248,7 @@ def refusal(state: State, step: Step) -> Refusal:
 
 def steps_to_truth(state: State, shim: ShimState) -> list[Step]:
     """The steps that bring a record in `state` to what the shim knows; none when it is there."""
-    if state in (State.CREATING, State.STOPPED, State.GONE):
+    if state not in LIVE:
         return []
     init = shim.processes.get("")
     if init is None:
@@ -284,9 +290,9 @@ class Task(Actor):
         limits = self._ground.limits
         self._link = ShimLink(self._bundle, self._ground.spawn_shim, limits.attach_within_s)
         self._ground.links[self._record.name] = self._link
-        if self._record.state is State.CREATING:
-            self.spawn_task(self._undo_unasked)
-        else:
+        if self._record.state in HALFWAY:
+            self.spawn_task(self._delete_unasked)
+        if self._record.state is not State.CREATING:
             self.spawn_task(self._keep_link)
             try:
                 client = await self._link.client(limits.attach_within_s)
@@ -337,10 +343,10 @@ class Task(Actor):
                 assert_never(message)
         return None
 
-    async def _undo_unasked(self) -> None:
-        """A create that nobody asks for is one over which an actor before us fell."""
+    async def _delete_unasked(self) -> None:
+        """A task that is halfway, and of which nobody asks, is one over which an actor fell."""
         await trio.sleep(UNASKED_S)
-        if not self._asked and self._record.state is State.CREATING:
+        if not self._asked and self._record.state in HALFWAY:
             self.ref.cast(Delete())
 
     async def _create(self, step: Create) -> int:
@@ -502,9 +508,17 @@ class Task(Actor):
             await self._ground.store.write(ledger.forget_task(self._record))
             exit = ExitRecord(pid=0, status=STATUS_LOST, exited_at_ns=time_ns())
             raise StopActor(NORMAL, answer=exit)
+        self._asked = True
+        if state is State.CREATED:
+            deleting = replace(self._record, state=next_state(state, step))
+            await self._ground.store.write(ledger.task_deleting(deleting))
+            failpoints.passed("task.delete.intended")
+            self._record = deleting
         exit = self._record.exit or exit_record(lost(), self._record.pid)
         if not self._link.bundle_lost:
             exit = await self._delete_in_shim(exit)
+        if self._record.exit is None:
+            await self._execs_end()
         self._record = self._record.stopped(exit)
         execs = [record.name for record in self._execs()]
         failpoints.passed("task.delete.record")
@@ -516,7 +530,7 @@ class Task(Actor):
         raise StopActor(NORMAL, answer=exit)
 
     async def _delete_in_shim(self, exit: ExitRecord) -> ExitRecord:
-        """The exit is the one that was told; a created task's is the shim's."""
+        """The exit is the one that was told; that of a task never started is the shim's."""
         try:
             deleted = await insist(self._client, self._delete_from)
         except NotFound:
@@ -524,10 +538,8 @@ class Task(Actor):
         return self._record.exit or exit_record(deleted, self._record.pid)
 
     async def _delete_from(self, client: ShimClient) -> Exited:
-        if self._record.state is State.CREATED:
+        if self._record.state is State.DELETING:
             await self._kill_created(client)
-            # Its exit first: a delete that is cut short and asked for again gives the same.
-            await self._catch_up(await client.state(timeout_s=self._ground.limits.shim_within_s))
         failpoints.passed("task.delete.shim")
         deleted = await client.delete(timeout_s=self._ground.limits.runtime_within_s)
         failpoints.passed("task.delete.deleted")

@@ -69,7 +69,7 @@ ASK_SLACK_S = 5.0
 CREATE_SLACK_S = 20.0
 METRICS_WITHIN_S = 2.0
 
-# containerd's names of states; a CREATING task is not seen.
+# containerd's names of states; a CREATING task is not seen, a DELETING one was never started.
 STATUSES: Mapping[State, str] = {
     State.CREATING: "UNKNOWN",
     State.CREATED: "CREATED",
@@ -77,6 +77,7 @@ STATUSES: Mapping[State, str] = {
     State.PAUSING: "PAUSING",
     State.PAUSED: "PAUSED",
     State.STOPPED: "STOPPED",
+    State.DELETING: "CREATED",
 }
 EXEC_STATUSES: Mapping[ExecState, str] = {
     ExecState.ADDED: "CREATED",
