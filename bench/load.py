@@ -50,12 +50,22 @@ class Target:
     runtime: str = "io.containerd.runc.v2"
 
 
+RECONNECT_MS = 10
+
+
 class Client:
     """One gRPC channel and the calls that a container's life needs."""
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        options = [("grpc.default_authority", "localhost"), ("grpc.use_local_subchannel_pool", 1)]
+        options = [
+            ("grpc.default_authority", "localhost"),
+            ("grpc.use_local_subchannel_pool", 1),
+            # Left alone, gRPC waits a second after its first refusal: longer than a restart takes.
+            ("grpc.initial_reconnect_backoff_ms", RECONNECT_MS),
+            ("grpc.min_reconnect_backoff_ms", RECONNECT_MS),
+            ("grpc.max_reconnect_backoff_ms", RECONNECT_MS),
+        ]
         self._channel = grpc.insecure_channel(f"unix:{target.address}", options=options)
         self._metadata = (("containerd-namespace", target.namespace),)
         self._calls: dict[str, Any] = {}
