@@ -6,15 +6,30 @@ in the file is refused by name, so that a typing error is never a silent default
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from ..actors.errors import InvalidArgument
 
 DEFAULT_CONFIG: Final = Path("/etc/holdfast/config.toml")
 DEFAULT_ADDRESS: Final = "/run/holdfast/holdfast.sock"
 LOG_LEVELS: Final = ("debug", "info", "warn", "error")
+PROXY_TYPES: Final = ("snapshot",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyPlugin:
+    """A part that another process serves, as in containerd's `[proxy_plugins.NAME]`."""
+
+    type: str
+    """`snapshot`: a snapshotter by containerd.services.snapshots.v1."""
+    address: str
+    """Its unix socket."""
+    snapshotter: str = ""
+    """By which name the other side knows it; that of the plugin unless given."""
+    within_s: float = 60.0
+    """How long one call may take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +51,10 @@ class Config:
     """Events kept for replay; older ones leave an explicit gap."""
     tasks_per_shim: int = 1
     """How many tasks may share a shim: less memory, but more tasks wait when one is replaced."""
+    proxy_plugins: Mapping[str, ProxyPlugin] = field(default_factory=dict[str, ProxyPlugin])
+    """Parts that other processes serve, by name: `[proxy_plugins.NAME]`."""
+    lend_snapshots: str = ""
+    """A further unix socket, where another containerd finds the snapshotter as a proxy plugin."""
     shutdown_within_s: float = 10.0
     """How long an orderly end may take. Containers run on."""
 
@@ -63,18 +82,52 @@ def _read(path: Path) -> Mapping[str, object]:
 
 def _checked(settings: Mapping[str, object], source: str) -> dict[str, Any]:
     """The settings in the types of Config; refuses what is unknown or of another type."""
-    known: dict[str, object] = {field.name: field.default for field in fields(Config)}
+    defaults = Config()
+    known: dict[str, object] = {item.name: getattr(defaults, item.name) for item in fields(Config)}
     checked: dict[str, Any] = {}
     for key, value in settings.items():
         if key not in known:
             raise InvalidArgument(f"{source}: unknown setting {key!r}")
-        checked[key] = _as(type(known[key]), key, value, source)
+        if key == "proxy_plugins":
+            checked[key] = _proxy_plugins(value, source)
+        else:
+            checked[key] = _as(type(known[key]), key, value, source)
     if checked.get("log_level", "info") not in LOG_LEVELS:
         raise InvalidArgument(f"{source}: log_level is one of {', '.join(LOG_LEVELS)}")
     for key in ("workers", "events_kept", "tasks_per_shim"):
         if checked.get(key, 1) < 1:
             raise InvalidArgument(f"{source}: {key} must be at least 1")
     return checked
+
+
+def _proxy_plugins(value: object, source: str) -> Mapping[str, ProxyPlugin]:
+    if not isinstance(value, Mapping):
+        raise InvalidArgument(f"{source}: proxy_plugins must be a table, not {value!r}")
+    return {
+        str(name): _proxy_plugin(f"proxy_plugins.{name}", table, source)
+        for name, table in cast("Mapping[object, object]", value).items()
+    }
+
+
+def _proxy_plugin(name: str, table: object, source: str) -> ProxyPlugin:
+    if isinstance(table, ProxyPlugin):
+        return table
+    if not isinstance(table, Mapping):
+        raise InvalidArgument(f"{source}: {name} must be a table, not {table!r}")
+    given = dict(cast("Mapping[str, object]", table))
+    kind = _as(str, f"{name}.type", given.pop("type", ""), source)
+    address = _as(str, f"{name}.address", given.pop("address", ""), source)
+    snapshotter = _as(str, f"{name}.snapshotter", given.pop("snapshotter", ""), source)
+    within_s = _as(float, f"{name}.within_s", given.pop("within_s", 60.0), source)
+    for key in given:
+        raise InvalidArgument(f"{source}: unknown setting {f'{name}.{key}'!r}")
+    if kind not in PROXY_TYPES:
+        raise InvalidArgument(f"{source}: {name}.type is one of {', '.join(PROXY_TYPES)}")
+    if not Path(address.removeprefix("unix://")).is_absolute():
+        raise InvalidArgument(f"{source}: {name}.address must be the path of a socket")
+    if within_s <= 0:
+        raise InvalidArgument(f"{source}: {name}.within_s must be above 0")
+    return ProxyPlugin(type=kind, address=address, snapshotter=snapshotter, within_s=within_s)
 
 
 def _as(kind: type, key: str, value: object, source: str) -> Any:

@@ -25,7 +25,7 @@ import structlog
 import trio
 
 from ..actors.actor import Actor
-from ..actors.errors import NotFound, Refusal
+from ..actors.errors import InvalidArgument, NotFound, Refusal
 from ..actors.exits import KILL
 from ..actors.reference import Ref
 from ..actors.system import System
@@ -52,9 +52,10 @@ from ..storage.leases import Leases
 from ..storage.namespaces import Namespaces
 from ..storage.native import Native
 from ..storage.overlay import Overlay
+from ..storage.remotesnapshots import RemoteSnapshots
 from ..storage.snapshotfaults import SnapshotFaults
 from ..storage.snapshots import Driver, Snapshots
-from ..storage.snapshotter import Mount, find_snapshotter
+from ..storage.snapshotter import Mount, Snapshotter, find_snapshotter
 from ..storage.store import Store
 from ..storage.workers import Worker, Workers
 from ..supervision.report import CrashLog, crash_log
@@ -66,6 +67,8 @@ from . import logfiles
 from .config import Config, load
 from .identity import lasting_uuid
 from .log import set_up_logging
+from .proxies.proxy import Proxy
+from .proxies.snapshots import ProxiedSnapshots
 from .rootlock import root_lock
 from .tree import EXECS, INGESTS, TASKS, WORKERS, host_tree
 from .treetext import node_to, tree_lines
@@ -114,7 +117,7 @@ class Host:
     images: Images
     leases: Leases
     content: ContentStore
-    snapshotters: Mapping[str, Snapshots]
+    snapshotters: Mapping[str, Snapshots | RemoteSnapshots]
     workers: Workers
     collector: Collector
     faults: Faults
@@ -151,7 +154,7 @@ class Host:
             await self.image_keeper.unpack(namespace, image, self.snapshotter())
         return [image.name for image in images]
 
-    def snapshotter(self, name: str = "") -> Snapshots:
+    def snapshotter(self, name: str = "") -> Snapshotter:
         """The snapshotter of that name, or the configured one."""
         return find_snapshotter(self.snapshotters, self.config.snapshotter, name)
 
@@ -383,10 +386,15 @@ async def build(config: Config, system: System, store: Store) -> Host:
     overlay = await Overlay.probe(config.root)
     if overlay is not None:
         drivers.insert(0, overlay)
-    snapshotters = {
-        driver.name: Snapshots(store, driver, config.root / driver.name, workers)
-        for driver in drivers
-    }
+    own = [Snapshots(store, driver, config.root / driver.name, workers) for driver in drivers]
+    host_uuid = lasting_uuid(config.root)
+    snapshotters: dict[str, Snapshots | RemoteSnapshots] = {one.name: one for one in own}
+    for name, plugin in config.proxy_plugins.items():
+        if name in snapshotters:
+            raise InvalidArgument(f"proxy_plugins.{name}: there is a snapshotter of this name")
+        proxy = Proxy(name, plugin.address, plugin.within_s)
+        remote = ProxiedSnapshots(proxy, plugin.snapshotter or name)
+        snapshotters[name] = RemoteSnapshots(store, name, remote, host_uuid)
     content = await ContentStore.open(
         config.root / "content", store, spawn=partial(_spawn, system, INGESTS, IngestActor)
     )
@@ -400,10 +408,10 @@ async def build(config: Config, system: System, store: Store) -> Host:
     reclaim: dict[str, Reclaim] = {"content": content.reclaim, "ingest": content.reclaim}
     collector = Collector(store, reclaim)
     keepers: list[FaultKeeper] = [task_faults, ContentFaults(content)]
-    keepers += [SnapshotFaults(snapshots) for snapshots in snapshotters.values()]
+    keepers += [SnapshotFaults(snapshots) for snapshots in own]
     return Host(
         config=config,
-        uuid=lasting_uuid(config.root),
+        uuid=host_uuid,
         system=system,
         store=store,
         events=store.events,

@@ -5,11 +5,13 @@ and close first, so that no request meets a half-built house.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from ..actors.actor import Actor
+from ..storage.lentsnapshots import LentSnapshots
 from ..supervision.spec import ChildSpec
 from .grpc.server import GrpcServer, listen_unix
 from .grpc.service import Service
@@ -70,19 +72,24 @@ class Sockets(Actor):
         self._address = Path(host.config.address)
         self._grpc = GrpcServer(services(host))
         self._ttrpc = TtrpcServer([events.ttrpc_service(host.events)])
+        self._servers: dict[Path, GrpcServer | TtrpcServer] = {
+            self._address: self._grpc,
+            Path(f"{self._address}{TTRPC_SUFFIX}"): self._ttrpc,
+        }
+        if host.config.lend_snapshots:
+            lent = snapshots.lent(LentSnapshots(host.snapshotter()))
+            self._servers[Path(host.config.lend_snapshots)] = GrpcServer([lent])
 
     async def on_start(self) -> None:
-        await trio.to_thread.run_sync(
-            lambda: self._address.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-        )
-        listener = await listen_unix(self._address, MODE)
-        self.spawn_task(self._grpc.serve, listener)
-        shims = await listen_unix(f"{self._address}{TTRPC_SUFFIX}", MODE)
-        self.spawn_task(self._ttrpc.serve, shims)
+        for path, server in self._servers.items():
+            await trio.to_thread.run_sync(
+                partial(path.parent.mkdir, mode=0o711, parents=True, exist_ok=True)
+            )
+            self.spawn_task(server.serve, await listen_unix(path, MODE))
 
     async def on_stop(self) -> None:
         await self._grpc.stop(DRAIN_WITHIN_S)
-        for path in (self._address, Path(f"{self._address}{TTRPC_SUFFIX}")):
+        for path in self._servers:
             path.unlink(missing_ok=True)
 
     def describe_state(self) -> str:

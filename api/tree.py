@@ -10,6 +10,7 @@ from ..runtime.shims import NAME as FORK_SERVER
 from ..runtime.shims import Shims
 from ..runtime.tasks import StartChild
 from ..storage.collector import Collector
+from ..storage.remotesnapshots import RemoteKeeper, RemoteSnapshots
 from ..storage.snapshots import SnapshotKeeper, Snapshots
 from ..storage.store import Store
 from ..supervision.dynamic import dynamic
@@ -50,7 +51,7 @@ def host_tree(
     *,
     store: Store,
     collector: Collector,
-    snapshotters: Sequence[Snapshots],
+    snapshotters: Sequence[Snapshots | RemoteSnapshots],
     ground: Ground,
     start_task: StartChild,
     start_exec: StartChild,
@@ -71,10 +72,7 @@ def host_tree(
             "snapshotters",
             Strategy.ONE_FOR_ONE,
             OFTEN,
-            [
-                ChildSpec(s.name, SnapshotKeeper, args=(s,), start_within_s=60.0)
-                for s in snapshotters
-            ],
+            [_snapshotter(one) for one in snapshotters],
         ),
         # Removes what nothing refers to, by way of snapshots and workers.
         ChildSpec("collector", Collecting, args=(collector,), name="collector"),
@@ -114,3 +112,8 @@ def host_tree(
     return Tree(
         ROOT, Strategy.REST_FOR_ONE, Intensity(restarts=5, within_s=10.0), children, name=ROOT
     )
+
+
+def _snapshotter(snapshots: Snapshots | RemoteSnapshots) -> ChildSpec:
+    keeper = SnapshotKeeper if isinstance(snapshots, Snapshots) else RemoteKeeper
+    return ChildSpec(snapshots.name, keeper, args=(snapshots,), start_within_s=60.0)

@@ -42,14 +42,22 @@ class Daemon:
     pid: int
 
 
-def command(kind: str, base: Path, *, for_crun: bool = False, log_level: str = "info") -> list[str]:
+def command(
+    kind: str,
+    base: Path,
+    *,
+    for_crun: bool = False,
+    log_level: str = "info",
+    settings: str = "",
+) -> list[str]:
     """The command line that starts a daemon of this kind below `base`.
 
     `for_crun` says that containerd will be asked for crun; Holdfast's shims see to it themselves.
+    `settings` are further lines of its configuration file.
     """
+    config = base / "config.toml"
     if kind == "containerd":
-        config = base / "config.toml"
-        config.write_text(CONTAINERD_CONFIG.format(base=base))
+        config.write_text(CONTAINERD_CONFIG.format(base=base) + settings)
         words = ["containerd", "--config", str(config), "--log-level", "warn"]
         if for_crun:
             shell = ["sh", "-c", WITHOUT_UNIFIED + shlex.join(words)]
@@ -57,6 +65,9 @@ def command(kind: str, base: Path, *, for_crun: bool = False, log_level: str = "
         return words
     program = shlex.split(os.environ.get("HOLDFASTD", f"{sys.executable} -m holdfast.api.boot"))
     places = {"--root": base / "root", "--state": base / "state", "--address": base / "daemon.sock"}
+    if settings:
+        config.write_text(settings)
+        places["--config"] = config
     words = [word for flag, path in places.items() for word in (flag, str(path))]
     return [*program, *words, "--log-level", log_level]
 
@@ -69,6 +80,7 @@ def running(
     for_crun: bool = False,
     log_level: str = "info",
     containers_live_on: bool = False,
+    settings: str = "",
 ) -> Iterator[Daemon]:
     """Start the daemon, wait until it accepts, end it afterwards and wait for its end.
 
@@ -78,7 +90,7 @@ def running(
     log = base / "daemon.log"
     with log.open("ab") as output:
         process = subprocess.Popen(
-            command(kind, base, for_crun=for_crun, log_level=log_level),
+            command(kind, base, for_crun=for_crun, log_level=log_level, settings=settings),
             stdout=output,
             stderr=output,
             start_new_session=True,

@@ -16,8 +16,16 @@ from .labels import quoted, stored_labels
 from .leases import lease_resource, release_resource
 from .mounts import Mount
 from .refusal import refusal_of
-from .snapshotgraph import Graph, check_active, check_parent
-from .snapshotrecord import Place, Snapshot
+from .snapshotgraph import Graph
+from .snapshotrecord import (
+    Place,
+    Snapshot,
+    check_active,
+    check_parent,
+    tell_committed,
+    tell_prepared,
+    tell_removed,
+)
 from .snapshotter import Info, Kind, Usage
 from .store import Transaction
 
@@ -127,12 +135,7 @@ class SnapshotActor(Actor):
         )
         graph.put_in(tx, self._place, snapshot)
         if message.kind is Kind.ACTIVE:
-            tx.emit(
-                namespace,
-                "/snapshot/prepare",
-                "containerd.events.SnapshotPrepare",
-                {"key": key, "parent": message.parent, "snapshotter": graph.name},
-            )
+            tell_prepared(tx, namespace, graph.name, key, message.parent)
 
     async def _commit(self, message: Commit) -> None:
         """Bring the content to the disk, count it, then let the committed record take over."""
@@ -166,12 +169,7 @@ class SnapshotActor(Actor):
             graph.delete_in(tx, self._place)
             lease_resource(tx, namespace, message.lease, graph.resource_type, message.name)
             release_resource(tx, namespace, message.lease, graph.resource_type, key)
-            tx.emit(
-                namespace,
-                "/snapshot/commit",
-                "containerd.events.SnapshotCommit",
-                {"key": key, "name": message.name, "snapshotter": graph.name},
-            )
+            tell_committed(tx, namespace, graph.name, key, message.name)
 
         await graph.store.write(work)
         failpoints.passed("snapshot.commit.written")
@@ -191,12 +189,7 @@ class SnapshotActor(Actor):
         def work(tx: Transaction) -> None:
             graph.require_in(tx, place)
             graph.delete_in(tx, place)
-            tx.emit(
-                place.namespace,
-                "/snapshot/remove",
-                "containerd.events.SnapshotRemove",
-                {"key": place.key, "snapshotter": graph.name},
-            )
+            tell_removed(tx, place.namespace, graph.name, place.key)
 
         # Whoever prepares upon it from here on is behind this write, and finds it gone.
         graph.refuse_parent(place)

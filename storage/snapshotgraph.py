@@ -20,15 +20,12 @@ from ..actors.errors import (
     AlreadyExists,
     DataLoss,
     FailedPrecondition,
-    InvalidArgument,
-    NotFound,
 )
 from .driver import Driver
 from .labels import quoted
 from .leftovers import Leftovers
 from .mounts import Mount
-from .snapshotrecord import Index, Place, Snapshot
-from .snapshotter import Kind
+from .snapshotrecord import Index, Place, Snapshot, check_parent, existing
 from .store import Change, Store, Transaction
 from .workers import Workers
 
@@ -54,7 +51,7 @@ class Graph:
         self.orphans: set[int] = set()
         self.recovered_at_ns = 0
         self._prefix = f"{driver.name}/"
-        self._index = Index(self._prefix)
+        self._index: Index[int] = Index(self._prefix)
         # Invariant: directories being made, whose records are not written yet.
         self._making: set[int] = set()
         # Invariant: snapshots being prepared upon each parent.
@@ -74,7 +71,7 @@ class Graph:
 
     def require(self, place: Place) -> Snapshot:
         """The committed record, else `NotFound`."""
-        return _existing(place.key, self.get(place))
+        return existing(place.key, self.get(place))
 
     def scan(self, namespace: str | None) -> Iterator[tuple[Place, Snapshot]]:
         """The committed records in the order of their names; all namespaces for None."""
@@ -108,7 +105,7 @@ class Graph:
 
     def require_in(self, tx: Transaction, place: Place) -> Snapshot:
         """The record as the transaction sees it, else `NotFound`."""
-        return _existing(place.key, self.find_in(tx, place))
+        return existing(place.key, self.find_in(tx, place))
 
     def put_in(self, tx: Transaction, place: Place, snapshot: Snapshot) -> None:
         """Write the record, new or changed."""
@@ -153,7 +150,9 @@ class Graph:
 
     def reserve_ids(self, used: set[int]) -> None:
         """Give no id out again that a record or a directory has."""
-        self._next_id = max(self._next_id, self._index.id_max() + 1, *(n + 1 for n in used))
+        self._next_id = max(
+            self._next_id, max(self._index.ids(), default=0) + 1, *(n + 1 for n in used)
+        )
 
     @contextmanager
     def making(self, parent: Place) -> Generator[int, None, None]:
@@ -182,26 +181,3 @@ class Graph:
         lost = [snapshot_id for snapshot_id in gone if snapshot_id not in self._making]
         if lost:
             self.leftovers.add(lost)
-
-
-def _existing(key: str, snapshot: Snapshot | None) -> Snapshot:
-    if snapshot is None:
-        raise NotFound(f"snapshot {key} does not exist: not found")
-    return snapshot
-
-
-def check_parent(name: str, parent: Snapshot | None) -> Snapshot:
-    """The parent, if it is there and may have children."""
-    if parent is None:
-        raise NotFound(f"parent snapshot {name} does not exist: not found")
-    if parent.info.kind is not Kind.COMMITTED:
-        raise InvalidArgument(f"parent {quoted(name)} is not committed snapshot: invalid argument")
-    return parent
-
-
-def check_active(snapshot: Snapshot) -> None:
-    """Refuse a view or a committed snapshot."""
-    if snapshot.info.kind is not Kind.ACTIVE:
-        raise FailedPrecondition(
-            f"snapshot {quoted(snapshot.info.name)} is not active: failed precondition"
-        )

@@ -20,7 +20,13 @@ Find = Callable[[str], Snapshotter]
 KINDS = {Kind.VIEW: pb.VIEW, Kind.ACTIVE: pb.ACTIVE, Kind.COMMITTED: pb.COMMITTED}
 
 
-def service(find: Find) -> Service:
+def lent(snapshotter: Snapshotter) -> Service:
+    """The service for another daemon, which uses this snapshotter as its proxy plugin: under any
+    name, and, where it cleans up, without a namespace."""
+    return service(lambda _: snapshotter, lambda _: "")
+
+
+def service(find: Find, namespace_of: Callable[[Context], str] = Context.namespace) -> Service:
     """The service over these snapshotters."""
 
     def named(name: str) -> Snapshotter:
@@ -32,7 +38,7 @@ def service(find: Find) -> Service:
         request: pb.PrepareSnapshotRequest, context: Context
     ) -> pb.PrepareSnapshotResponse:
         mounts = await named(request.snapshotter).prepare(
-            context.namespace(),
+            namespace_of(context),
             request.key,
             request.parent,
             dict(request.labels),
@@ -42,7 +48,7 @@ def service(find: Find) -> Service:
 
     async def view(request: pb.ViewSnapshotRequest, context: Context) -> pb.ViewSnapshotResponse:
         mounts = await named(request.snapshotter).view(
-            context.namespace(),
+            namespace_of(context),
             request.key,
             request.parent,
             dict(request.labels),
@@ -51,12 +57,12 @@ def service(find: Find) -> Service:
         return pb.ViewSnapshotResponse(mounts=mounts_to(mounts))
 
     async def mounts(request: pb.MountsRequest, context: Context) -> pb.MountsResponse:
-        found = await named(request.snapshotter).mounts(context.namespace(), request.key)
+        found = await named(request.snapshotter).mounts(namespace_of(context), request.key)
         return pb.MountsResponse(mounts=mounts_to(found))
 
     async def commit(request: pb.CommitSnapshotRequest, context: Context) -> Empty:
         await named(request.snapshotter).commit(
-            context.namespace(),
+            namespace_of(context),
             request.name,
             request.key,
             dict(request.labels),
@@ -65,11 +71,11 @@ def service(find: Find) -> Service:
         return Empty()
 
     async def remove(request: pb.RemoveSnapshotRequest, context: Context) -> Empty:
-        await named(request.snapshotter).remove(context.namespace(), request.key)
+        await named(request.snapshotter).remove(namespace_of(context), request.key)
         return Empty()
 
     async def stat(request: pb.StatSnapshotRequest, context: Context) -> pb.StatSnapshotResponse:
-        info = named(request.snapshotter).stat(context.namespace(), request.key)
+        info = named(request.snapshotter).stat(namespace_of(context), request.key)
         return pb.StatSnapshotResponse(info=info_to(info))
 
     async def update(
@@ -77,7 +83,7 @@ def service(find: Find) -> Service:
     ) -> pb.UpdateSnapshotResponse:
         changed = Info(kind=Kind.ACTIVE, name=request.info.name, labels=dict(request.info.labels))
         info = await named(request.snapshotter).update(
-            context.namespace(), changed, tuple(request.update_mask.paths)
+            namespace_of(context), changed, tuple(request.update_mask.paths)
         )
         return pb.UpdateSnapshotResponse(info=info_to(info))
 
@@ -85,13 +91,13 @@ def service(find: Find) -> Service:
         request: pb.ListSnapshotsRequest,
         call: Call[pb.ListSnapshotsRequest, pb.ListSnapshotsResponse],
     ) -> None:
-        found = named(request.snapshotter).walk(call.namespace(), list(request.filters))
+        found = named(request.snapshotter).walk(namespace_of(call), list(request.filters))
         for start in range(0, len(found), BATCH):
             batch = [info_to(info) for info in found[start : start + BATCH]]
             await call.send(pb.ListSnapshotsResponse(info=batch))
 
     async def usage(request: pb.UsageRequest, context: Context) -> pb.UsageResponse:
-        used = await named(request.snapshotter).usage(context.namespace(), request.key)
+        used = await named(request.snapshotter).usage(namespace_of(context), request.key)
         return pb.UsageResponse(size=used.size_bytes, inodes=used.inodes)
 
     async def cleanup(request: pb.CleanupRequest, _: Context) -> Empty:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.actors.errors import InvalidArgument
-from holdfast.api.config import Config, load
+from holdfast.api.config import Config, ProxyPlugin, load
 
 
 def test_without_file_or_flags_the_defaults_hold(tmp_path: Path) -> None:
@@ -31,6 +31,18 @@ def test_the_file_changes_defaults_and_the_command_line_changes_both(tmp_path: P
         ("workers = 0", "workers must be at least 1"),
         ("log_level = 'loud'", "log_level is one of"),
         ("root = ", "Invalid value"),
+        ("proxy_plugins = 3", "proxy_plugins must be a table"),
+        ("[proxy_plugins]\nx = 3", "proxy_plugins.x must be a table"),
+        ("[proxy_plugins.x]\ntype = 'moon'\naddress = '/a'", "proxy_plugins.x.type is one of"),
+        ("[proxy_plugins.x]\ntype = 'snapshot'", "proxy_plugins.x.address must be the path"),
+        (
+            "[proxy_plugins.x]\ntype = 'snapshot'\naddress = '/a'\nwithin_s = 0",
+            "proxy_plugins.x.within_s must be above 0",
+        ),
+        (
+            "[proxy_plugins.x]\ntype = 'snapshot'\naddress = '/a'\nadress = '/b'",
+            "unknown setting 'proxy_plugins.x.adress'",
+        ),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(tmp_path: Path, text: str, said: str) -> None:
@@ -43,3 +55,16 @@ def test_a_wrong_setting_is_refused_by_name(tmp_path: Path, text: str, said: str
 def test_a_named_file_must_exist(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="No such file"):
         load(tmp_path / "absent.toml", {})
+
+
+def test_proxy_plugins_are_tables(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(
+        "[proxy_plugins.lazy]\ntype = 'snapshot'\naddress = 'unix:///run/lazy.sock'\n"
+        "[proxy_plugins.other]\ntype = 'snapshot'\naddress = '/o'\nwithin_s = 5\n"
+        "snapshotter = 'native'\n"
+    )
+    assert load(file, {}).proxy_plugins == {
+        "lazy": ProxyPlugin(type="snapshot", address="unix:///run/lazy.sock"),
+        "other": ProxyPlugin(type="snapshot", address="/o", snapshotter="native", within_s=5.0),
+    }

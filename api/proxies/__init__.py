@@ -1,0 +1,1 @@
+"""Proxy plugins: parts that another process serves over gRPC, as containerd's."""
