@@ -18,6 +18,7 @@ from ..actors.errors import Unavailable
 from ..actors.exits import ActorExited
 from ..actors.message import Request
 from ..actors.system import System
+from . import vault
 from .guarantee import Level
 from .latereaper import LATE_S, LateReaper
 from .orphans import Orphans
@@ -84,17 +85,22 @@ class Shims(Actor):
         return self._server
 
     async def _run(self) -> None:
-        server = self._server = await ForkServer.start(
-            self._state, tasks_per_shim=self._tasks_per_shim
-        )
-        self._started.set()
-        if server.guarantee.level is not Level.PINS:
-            self.spawn_task(_inherit, self._state)
         try:
-            await server.run()
+            server = self._server = await ForkServer.start(
+                self._state, tasks_per_shim=self._tasks_per_shim
+            )
+            self._started.set()
+            if server.guarantee.level is not Level.PINS:
+                self.spawn_task(_inherit, self._state)
+            try:
+                await server.run()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await server.aclose()
         finally:
-            with trio.CancelScope(shield=True):
-                await server.aclose()
+            if self._state is not None:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(vault.leave, str(self._state))
         raise ForkServerGone(f"fork server {server.pid} ended")
 
     def describe_state(self) -> str:

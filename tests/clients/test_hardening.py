@@ -34,7 +34,11 @@ async def host(tmp_path: Path) -> AsyncIterator[Host]:
     busybox_image.build(archive)
     async with holdfast.open(root=tmp_path / "root", state=tmp_path / "state") as opened:
         await opened.import_archive(archive)
-        yield opened
+        try:
+            yield opened
+        finally:
+            for container in opened.containers.list("default"):
+                await opened.remove(container.id, force=True)
 
 
 def modes(base: Path) -> Iterator[tuple[Path, os.stat_result]]:
@@ -142,18 +146,14 @@ async def test_execs_that_fail_to_start_leave_nothing(host: Host) -> None:
             await host.tasks.start("default", "box", name)
         await host.tasks.delete_process("default", "box", name)
 
-    def used() -> tuple[int, int]:
-        descriptors = len(os.listdir("/proc/self/fd"))
-        return descriptors, len([node for node in host.tree_text().splitlines() if "exec:" in node])
-
     await fail(0)
-    before = used()
+    before = len(os.listdir("/proc/self/fd"))
     for number in range(1, FAILURES):
         await fail(number)
-    after = used()
-    assert after[1] == before[1]
-    assert after[0] <= before[0] + 3
-    await host.remove("box", force=True)
+    with trio.fail_after(5):
+        while "exec:" in host.tree_text():
+            await trio.sleep(0.01)
+    assert len(os.listdir("/proc/self/fd")) <= before + 3
 
 
 async def test_every_process_of_a_container_is_in_its_cgroup(host: Host) -> None:
@@ -172,7 +172,6 @@ async def test_every_process_of_a_container_is_in_its_cgroup(host: Host) -> None
     }
     assert len(paths) == 1
     assert "box" in paths.pop()
-    await host.remove("box", force=True)
 
 
 def test_no_archive_is_unpacked_by_tarfile() -> None:
