@@ -34,13 +34,15 @@ from ..runtime.ground import Ground
 from ..runtime.launch import Launcher, Wanted
 from ..runtime.oci import find_program
 from ..runtime.records import task_name
+from ..runtime.restartpolicy import STATUS
+from ..runtime.restarts import Restarts
 from ..runtime.shims import spawn_shim
 from ..runtime.stdio import Stdio
 from ..runtime.taskfaults import TaskFaults
 from ..runtime.tasks import Process, StartChild, Tasks
 from ..runtime.users import FILE_BYTES_MAX, Accounts
 from ..storage.collector import Collector, Reclaim
-from ..storage.containers import Containers
+from ..storage.containers import Container, Containers
 from ..storage.content import ContentStore
 from ..storage.contentfaults import ContentFaults
 from ..storage.events import EventLog
@@ -67,6 +69,7 @@ from . import logfiles
 from .config import Config, load
 from .identity import lasting_uuid
 from .log import set_up_logging
+from .newtask import NewTasks
 from .proxies.proxy import Proxy
 from .proxies.snapshots import ProxiedSnapshots
 from .rootlock import root_lock
@@ -125,6 +128,7 @@ class Host:
     ground: Ground
     tasks: Tasks
     launcher: Launcher
+    restarts: ChildSpec
     start_task: StartChild
     start_exec: StartChild
     started_at_ns: int
@@ -248,6 +252,8 @@ class Host:
         """Remove a container with its task, snapshot and output; `force` kills it first."""
         container = self.containers.get(namespace, name)
         try:
+            if force or self.task(name, namespace=namespace).status == "STOPPED":
+                await self._let_go(namespace, container)
             if force and self.task(name, namespace=namespace).status != "STOPPED":
                 try:
                     await self.tasks.kill(namespace, name, "", 9, all=True)
@@ -266,6 +272,13 @@ class Host:
         logs = logfiles.folder(self.config.root, namespace, name)
         await trio.to_thread.run_sync(partial(shutil.rmtree, logs, ignore_errors=True))
 
+    async def _let_go(self, namespace: str, container: Container) -> None:
+        """Bring a container that is about to go back no more."""
+        if STATUS in container.labels:
+            await self.containers.update(
+                namespace, replace(container, labels={}), [f"labels.{STATUS}"]
+            )
+
     def task(self, name: str, *, namespace: str = DEFAULT_NAMESPACE) -> Process:
         """The container's first process, as it was told last."""
         return self.tasks.get(namespace, name)
@@ -282,6 +295,7 @@ class Host:
             ground=self.ground,
             start_task=self.start_task,
             start_exec=self.start_exec,
+            restarts=self.restarts,
             serving=child,
             first=partial(self._answering, child),
             tasks_per_shim=self.config.tasks_per_shim,
@@ -407,6 +421,9 @@ async def build(config: Config, system: System, store: Store) -> Host:
     start_exec = partial(start_child, system.at(EXECS))
     reclaim: dict[str, Reclaim] = {"content": content.reclaim, "ingest": content.reclaim}
     collector = Collector(store, reclaim)
+    tasks = Tasks(ground, containers, start_task, start_exec)
+    find_snapshots = partial(find_snapshotter, snapshotters, config.snapshotter)
+    new_tasks = NewTasks(containers, tasks, find_snapshots)
     keepers: list[FaultKeeper] = [task_faults, ContentFaults(content)]
     keepers += [SnapshotFaults(snapshots) for snapshots in own]
     return Host(
@@ -426,14 +443,17 @@ async def build(config: Config, system: System, store: Store) -> Host:
         faults=Faults(store, keepers, collector.collect),
         image_keeper=image_keeper,
         ground=ground,
-        tasks=Tasks(ground, containers, start_task, start_exec),
+        tasks=tasks,
         launcher=Launcher(
             images,
             containers,
             leases,
-            partial(find_snapshotter, snapshotters, config.snapshotter),
+            find_snapshots,
             image_keeper,
             partial(_accounts, workers),
+        ),
+        restarts=ChildSpec(
+            "restarts", Restarts, args=(store, tasks, new_tasks.create), name="restarts"
         ),
         start_task=start_task,
         start_exec=start_exec,

@@ -49,7 +49,7 @@ def services(host: Host) -> Sequence[Service]:
     offered: list[Service] = [
         version.service(VERSION, REVISION),
         namespaces.service(host.namespaces),
-        containers.service(host.containers),
+        containers.service(host.containers, host.image_keeper),
         content.service(host.content),
         images.service(host.images, host.collector),
         leases.service(host.leases, host.collector),

@@ -55,6 +55,7 @@ def host_tree(
     ground: Ground,
     start_task: StartChild,
     start_exec: StartChild,
+    restarts: ChildSpec,
     serving: ChildSpec | None,
     first: Callable[[], Awaitable[None]],
     tasks_per_shim: int,
@@ -100,6 +101,9 @@ def host_tree(
                         ChildSpec(
                             "recovery", Recoverer, args=(ground, start_task, start_exec, first)
                         ),
+                        # Keeps tasks as the restart labels of their containers tell, by the
+                        # actors above, also those that recovery is about to bring back.
+                        restarts,
                     ],
                 ),
             ],

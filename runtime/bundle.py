@@ -119,6 +119,11 @@ def cgroups_path(config: bytes) -> str:
     return str(_section(parse_config(config), "linux").get("cgroupsPath") or "")
 
 
+def has_terminal(config: bytes) -> bool:
+    """The spec's `process.terminal`."""
+    return bool(_section(parse_config(config), "process").get("terminal"))
+
+
 def parse_config(config: bytes) -> dict[str, Any]:
     """The spec as data; InvalidArgument when it is no JSON object."""
     try:

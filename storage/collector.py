@@ -32,7 +32,7 @@ Reclaim = Callable[[Garbage], Awaitable[None]]
 FREEING = frozenset({"container", "image", "lease", "lease_resource", "content", "snapshot"})
 
 # Records of these keep nothing. A damaged kind may be any word, and counts as one that does.
-KEEPING_NOTHING = frozenset({"namespace", "task", "exec", "exit"})
+KEEPING_NOTHING = frozenset({"namespace", "task", "exec", "exit", "restart"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

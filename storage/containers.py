@@ -153,6 +153,17 @@ class Containers:
         await self._store.write(work)
 
 
+def relabel(tx: Transaction, namespace: str, container_id: str, labels: Labels) -> None:
+    """In a transaction of others: set these labels of a container; `NotFound` without it."""
+    record = tx.get("container", namespace, container_id)
+    if record is None:
+        raise NotFound(f"container {quoted(container_id)}: not found")
+    old = container_from_record(container_id, record)
+    changed = replace(old, labels=stored_labels({**old.labels, **labels}), updated_at=tx.now_ns)
+    tx.put("container", namespace, container_id, _to_record(changed))
+    _emit_update(tx, namespace, changed)
+
+
 MUTABLE = ("labels", "spec", "extensions", "image", "snapshotkey")
 
 

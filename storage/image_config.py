@@ -94,11 +94,12 @@ def _check_text(text: str, what: str) -> None:
 
 def offered_labels(config: ImageConfig) -> dict[str, str]:
     """The config's labels that a container may inherit."""
-    return {
-        key: value
-        for key, value in config.labels.items()
-        if not key.lower().startswith(RESERVED_PREFIXES)
-    }
+    return {key: value for key, value in config.labels.items() if not is_reserved(key)}
+
+
+def is_reserved(key: str) -> bool:
+    """Whether a daemon gives the label a meaning."""
+    return key.lower().startswith(RESERVED_PREFIXES)
 
 
 def chain_ids(diff_ids: tuple[Digest, ...]) -> tuple[Digest, ...]:

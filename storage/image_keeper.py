@@ -15,8 +15,10 @@ from typing import BinaryIO
 from ..actors.errors import AlreadyExists, InvalidArgument, NotFound
 from .content import ContentStore
 from .exporter import export_archive
+from .image_config import is_reserved
 from .images import Image, Images
 from .importer import import_archive
+from .labels import Labels
 from .leases import Leases
 from .platform import host
 from .snapshotter import Snapshotter
@@ -80,6 +82,22 @@ class ImageKeeper:
                 host(),
                 lease=lease,
             )
+
+    async def own_labels(self, namespace: str, image_name: str, labels: Labels) -> Labels:
+        """The labels without those that decide something and stand so in the image's config:
+        containerd's clients copy an image's labels, and do not say whose they are."""
+        if not image_name or not any(is_reserved(key) for key in labels):
+            return labels
+        try:
+            image = self._images.get(namespace, image_name)
+            config = (await resolve(self._content, namespace, image.target, host())).config
+        except NotFound:
+            return labels  # of an image that is not here nobody has copied
+        return {
+            key: value
+            for key, value in labels.items()
+            if not is_reserved(key) or config.labels.get(key) != value
+        }
 
     async def give_out(
         self, namespace: str, names: Sequence[str], write: Callable[[bytes], object]

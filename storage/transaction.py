@@ -24,8 +24,8 @@ MAKES_NAMESPACE = frozenset(
 )
 
 
-# How processes end is recorded also when space is scarce.
-ALWAYS_KEPT = frozenset({"task", "exec", "exit"})
+# How processes end, and that they are brought back, is recorded also when space is scarce.
+ALWAYS_KEPT = frozenset({"task", "exec", "exit", "restart"})
 
 
 class Change(NamedTuple):

@@ -17,6 +17,7 @@ from .output import ago, format_option, moment, records, say
 from .session import Session, Where
 
 COMMAND_WIDTH = 30
+RESTART_STATUS = "containerd.io/restart.status"
 LIVE = (task_types_pb2.RUNNING, task_types_pb2.PAUSED, task_types_pb2.PAUSING)
 
 
@@ -166,11 +167,20 @@ async def _remove(session: Session, name: str, force: bool) -> None:
     except NotFound:
         task = None
     if task is not None:
+        if RESTART_STATUS in container.labels and (force or task.status not in LIVE):
+            await _let_go(session, name)
         if force and task.status in LIVE:
             await _kill_and_wait(session, name)
         await session.delete_task(name)
     await session.delete_container(container)
     logs.remove(container)
+
+
+async def _let_go(session: Session, name: str) -> None:
+    """Have a container that is about to go brought back no more."""
+    request = containers_pb2.UpdateContainerRequest(container=containers_pb2.Container(id=name))
+    request.update_mask.paths.append(f"labels.{RESTART_STATUS}")
+    await session.call("Containers/Update", request, containers_pb2.UpdateContainerResponse)
 
 
 async def _kill_and_wait(session: Session, name: str) -> None:

@@ -1,16 +1,19 @@
 """containerd.services.containers.v1: container records."""
 
+from dataclasses import replace
+
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
 
 from ...storage.containers import Container, Containers, Opaque, Runtime
+from ...storage.image_keeper import ImageKeeper
 from ..anys import timestamp
 from ..grpc.call import Call, Context
 from ..grpc.service import Service, implement
 from ..proto.services import containers_pb2 as pb
 
 
-def service(containers: Containers) -> Service:
+def service(containers: Containers, images: ImageKeeper) -> Service:
     """The service over these verbs."""
 
     async def get(request: pb.GetContainerRequest, context: Context) -> pb.GetContainerResponse:
@@ -33,7 +36,9 @@ def service(containers: Containers) -> Service:
     async def create(
         request: pb.CreateContainerRequest, context: Context
     ) -> pb.CreateContainerResponse:
-        made = await containers.create(context.namespace(), from_message(request.container))
+        namespace, given = context.namespace(), from_message(request.container)
+        labels = await images.own_labels(namespace, given.image, given.labels)
+        made = await containers.create(namespace, replace(given, labels=labels))
         return pb.CreateContainerResponse(container=to_message(made))
 
     async def update(

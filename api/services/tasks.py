@@ -11,7 +11,7 @@ from ...actors.errors import Unimplemented
 from ...runtime.metrics import V1, V2
 from ...runtime.stdio import Stdio
 from ...runtime.tasks import Exited, Process, TaskMetrics, Tasks
-from ...storage.containers import Containers
+from ...storage.containers import Container, Containers
 from ..anys import pack, timestamp, type_name, unpack
 from ..grpc.call import Context
 from ..grpc.service import Service, implement
@@ -38,7 +38,7 @@ def service(tasks: Tasks, containers: Containers) -> Service:
             name,
             mounts_from(request.rootfs),
             _stdio(request),
-            _options(request.options) or _container_options(containers, namespace, name),
+            _options(request.options) or container_options(containers.get(namespace, name)),
         )
         return pb.CreateTaskResponse(container_id=name, pid=pid)
 
@@ -222,8 +222,9 @@ def _options(given: AnyMessage) -> Mapping[str, Any]:
     return {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}
 
 
-def _container_options(containers: Containers, namespace: str, name: str) -> Mapping[str, Any]:
-    options = containers.get(namespace, name).runtime.options
+def container_options(container: Container) -> Mapping[str, Any]:
+    """The options of a container's runtime, by their names."""
+    options = container.runtime.options
     if options is None:
         return {}
     return _options(AnyMessage(type_url=options.type_url, value=options.value))
