@@ -55,6 +55,8 @@ class Config:
     """Parts that other processes serve, by name: `[proxy_plugins.NAME]`."""
     lend_snapshots: str = ""
     """A further unix socket, where another containerd finds the snapshotter as a proxy plugin."""
+    log_binaries: Path = Path("/usr/local/lib/holdfast/loggers")
+    """The folder whose programs clients may name by `binary://`; it need not exist."""
     shutdown_within_s: float = 10.0
     """How long an orderly end may take. Containers run on."""
 

@@ -416,7 +416,13 @@ async def build(config: Config, system: System, store: Store) -> Host:
     leases = Leases(store)
     image_keeper = ImageKeeper(content, images, leases, workers)
     task_faults = TaskFaults(store, config.state)
-    ground = Ground(store=store, state=config.state, spawn_shim=spawn_shim, faults=task_faults)
+    ground = Ground(
+        store=store,
+        state=config.state,
+        spawn_shim=spawn_shim,
+        faults=task_faults,
+        log_binaries=config.log_binaries,
+    )
     start_task = partial(start_child, system.at(TASKS))
     start_exec = partial(start_child, system.at(EXECS))
     reclaim: dict[str, Reclaim] = {"content": content.reclaim, "ingest": content.reclaim}

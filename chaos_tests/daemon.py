@@ -38,7 +38,7 @@ class DaemonFailed(Exception):
 
 @dataclass(slots=True, kw_only=True)
 class Daemon:
-    """One daemon below `base`, in all its lives."""
+    """One daemon below `base`, in all its lives; `config.toml` in there holds its settings."""
 
     base: Path
     history: History
@@ -105,6 +105,8 @@ class Daemon:
             "--state": self.base / "state",
             "--address": self.address,
         }
+        if (self.base / "config.toml").exists():
+            places["--config"] = self.base / "config.toml"
         words = [word for flag, path in places.items() for word in (flag, str(path))]
         return [sys.executable, "-m", "holdfast.api.boot", *words, "--log-level", "info"]
 

@@ -56,10 +56,14 @@ class LentDaemon:
 
 
 @contextmanager
-def lend(history: History, environment: Mapping[str, str]) -> Generator[LentDaemon]:
-    """A daemon for the time of a block; ended after it with all that it had."""
+def lend(
+    history: History, environment: Mapping[str, str], settings: str = ""
+) -> Generator[LentDaemon]:
+    """A daemon for the time of a block; ended after it with all that it had. `settings` are
+    TOML."""
     # Not below pytest's own directory, whose names may be too long for a socket's.
     with tempfile.TemporaryDirectory(prefix="holdfast-lent-") as folder:
+        Path(folder, "config.toml").write_text(settings)
         daemon = Daemon(base=Path(folder), history=history, environment=environment)
         try:
             trio.run(daemon.start)

@@ -26,6 +26,7 @@ class Role(StrEnum):
     """A shim that has no task yet, or none any more."""
     WORKER = "worker"
     KEEPER = "keeper"
+    LOGGER = "logger"
     RUNTIME = "runtime"
     """What the OCI runtime does for a moment; it dies with nobody and ends by itself."""
 
@@ -106,6 +107,7 @@ def role_of(comm: str, words: list[str]) -> Role:
         "holdfast-shim": Role.SHIM,
         "holdfast-spare": Role.SPARE,
         "holdfast-pty": Role.KEEPER,
+        "holdfast-log": Role.LOGGER,
     }
     if comm in by_name:
         return by_name[comm]

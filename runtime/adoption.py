@@ -28,7 +28,7 @@ from .process import STATUS_LOST, Process, Status, exit_status, read_exit
 from .pty import Terminal
 from .ptykeeper import PtyKeeper
 from .runner import read_pid
-from .stdio import Stdio, Streams
+from .stdio import Stdio
 
 TOLD_WITHIN_S: Final = 5.0
 
@@ -143,9 +143,7 @@ class _Adoption:
             self._attach(process, entry["input_closed"])
 
     def _hold_streams(self, process: Process, entry: Mapping[str, Any]) -> None:
-        process.streams = Streams.again(
-            process.piped, entry["input_closed"], self.container.pins, slot(process.exec_id)
-        )
+        self.container.hold_again(process, entry["input_closed"])
 
     def _attach(self, process: Process, input_closed: bool) -> None:
         try:

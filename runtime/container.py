@@ -34,7 +34,8 @@ from ..actors.errors import (
 )
 from ..storage import mounts
 from ..storage import syscalls as kernel
-from . import cgroup, oci, procfs
+from . import cgroup, loguri, oci, procfs
+from .logger import Logger, Place, end_loggers
 from .memorywatch import MemoryWatch
 from .pins import Pins, slot
 from .poller import Poller
@@ -123,7 +124,7 @@ class Container:
                 failpoints.passed("shim.create.mounted")
             except OSError as error:
                 raise Unknown(f"failed to mount rootfs: {error}") from error
-            console = self._make_stdio(process)
+            console = await self._make_stdio(process)
             await self.runner.run(
                 self.chosen,
                 "create",
@@ -279,6 +280,8 @@ class Container:
         try:
             exit = await self._exit_for_delete(process)
             if exec_id:
+                if process.logger is not None:
+                    await process.logger.drain()
                 self.processes.pop(exec_id, None)
                 self.save_if_room()
                 remove_exit(self.bundle, exec_id)
@@ -410,7 +413,7 @@ class Container:
         process.status = Status.STARTING
         self.save()
         try:
-            console = self._make_stdio(process)
+            console = await self._make_stdio(process)
             execution = await self.runner.run_beside(
                 self.chosen,
                 "exec",
@@ -447,19 +450,71 @@ class Container:
         """Where the OCI runtime writes the pid of what it has made."""
         return f"{self.bundle}/{slot(exec_id)}.pid" if exec_id else f"{self.bundle}/runtime.pid"
 
-    def _make_stdio(self, process: Process) -> str:
+    async def _make_stdio(self, process: Process) -> str:
         """Opens a process's stdio; the path of the console socket when it has a terminal."""
-        process.streams = Streams(process.piped, self.pins, slot(process.exec_id))
-        if not process.stdio.terminal:
-            return ""
-        process.terminal = self.terminal(process)
-        return process.terminal.begin()
+        process.logger = self._logger(process)
+        if process.logger is not None:
+            process.logger.make()
+        process.streams = Streams(self._piped(process), self.pins, slot(process.exec_id))
+        if process.stdio.terminal:
+            process.terminal = self.terminal(process)
+        if process.logger is not None:
+            await process.logger.begin()
+        return "" if process.terminal is None else process.terminal.begin()
+
+    def hold_again(self, process: Process, input_closed: bool) -> None:
+        """Holds the stdio, and the logger, of a process that has its ends already."""
+        process.streams = Streams.again(
+            self._piped(process), input_closed, self.pins, slot(process.exec_id)
+        )
+        process.logger = self._logger(process)
+        if process.logger is not None:
+            try:
+                process.logger.take(process.exit is not None)
+            except FileNotFoundError:  # all was read, and the FIFO removed, before
+                process.logger = None
+
+    def _piped(self, process: Process) -> Stdio:
+        """What of its stdio a process is given itself: with a terminal nothing."""
+        return Stdio() if process.stdio.terminal else self._inner(process)
+
+    def _inner(self, process: Process) -> Stdio:
+        return loguri.inner(process.stdio, self.bundle, slot(process.exec_id))
+
+    def _logger(self, process: Process) -> Logger | None:
+        """The logger of a process, not yet begun; None where its stdio asks for none."""
+        logs = loguri.logs_of(process.stdio)
+        if logs == (None, None):
+            return None
+        place = Place(
+            bundle=self.bundle,
+            slot=slot(process.exec_id),
+            id=process.exec_id or self.id,  # so does containerd
+            namespace=self.namespace,
+            host_namespace=self._host_namespace,
+        )
+        return Logger(self.poller, place, logs)
+
+    async def _drain_logs(self) -> None:
+        """Before the FIFOs go: what is in them has reached its logger."""
+        for process in self.processes.values():
+            if process.logger is None and process.streams is None:
+                self._hold_logs(process)
+            if process.logger is not None:
+                await process.logger.drain()
+
+    def _hold_logs(self, process: Process) -> None:
+        """A dead shim began to remove, and may not have come to the logs."""
+        if loguri.logs_of(process.stdio) != (None, None):
+            self.hold_again(process, True)
+            if process.streams is not None:
+                process.streams.finish(self.poller)
 
     def terminal(self, process: Process) -> Terminal:
         """The terminal of a process, with nothing in it yet."""
         name = slot(process.exec_id)
         keeper = PtyKeeper(self.bundle, name)
-        return Terminal(self.poller, process.stdio, self.pins, keeper, name)
+        return Terminal(self.poller, self._inner(process), self.pins, keeper, name)
 
     def claim(self, process: Process, pid_file: str) -> None:
         """Takes the first process, which the runtime made; it may have ended already."""
@@ -550,6 +605,7 @@ class Container:
         )
         live = [p for p in self.processes.values() if p.is_live]
         await self.poller.until(lambda: not any(p.is_live for p in live), GONE_WITHIN_S)
+        await self._drain_logs()
         self._unwatch_memory()
         if self.chosen.can_be_removed_by_us(self.id, self.config):
             shutil.rmtree(self.chosen.state_directory(self.id), ignore_errors=True)
@@ -570,6 +626,7 @@ class Container:
     def _forget_bundle(self) -> None:
         mounts.unmount_all(f"{self.bundle}/rootfs")
         end_keepers(self.bundle)
+        end_loggers(self.bundle)
         for name in os.listdir(self.bundle):
             if name.startswith(("exec-", "init.", "runtime")):
                 self._unlink(name)

@@ -39,6 +39,8 @@ class Ground:
     spawn_shim: SpawnShim
     faults: TaskFaults
     limits: Limits = Limits()
+    log_binaries: Path = Path("/usr/local/lib/holdfast/loggers")
+    """The folder whose programs `binary://` may name."""
     links: dict[str, ShimLink] = field(default_factory=dict[str, ShimLink])
     """By the name of the task actor that owns the link."""
 

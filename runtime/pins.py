@@ -30,7 +30,7 @@ class Pins:
     def __init__(self, vault: Vault | None, bundle: str, orphans: Orphans | None = None) -> None:
         self._vault = vault
         self.orphans = orphans or Orphans()
-        self._bundle = bundle
+        self.bundle = bundle
         self._key = bundle_key(bundle)
         self.faults: list[str] = []
 
@@ -86,9 +86,9 @@ class Pins:
         """Lets go of all."""
         if self._vault is not None:
             self._vault.clear(self._key)
-        for name in os.listdir(self._bundle):
+        for name in os.listdir(self.bundle):
             if name.startswith(NOTE_PREFIX):
-                Path(self._bundle, name).unlink(missing_ok=True)
+                Path(self.bundle, name).unlink(missing_ok=True)
 
     def _note(self, name: str, pidfd: int) -> None:
         identity = procfs.identity(syscalls.pidfd_pid(pidfd))
@@ -96,7 +96,7 @@ class Pins:
             procfs.write_identity(self._note_path(name), identity)
 
     def _note_path(self, name: str) -> str:
-        return f"{self._bundle}/{NOTE_PREFIX}{name}"
+        return f"{self.bundle}/{NOTE_PREFIX}{name}"
 
 
 def slot(exec_id: str) -> str:

@@ -19,6 +19,7 @@ from typing import Any, Final
 import cbor2
 
 from ..actors import failpoints
+from .logger import Logger
 from .procfs import Identity
 from .pty import Terminal
 from .stdio import Stdio, Streams
@@ -117,6 +118,7 @@ class Process:
     waiter: int | None = None
     streams: Streams | None = None
     terminal: Terminal | None = None
+    logger: Logger | None = None
     # Invariant: set exactly when STOPPED.
     exit: ExitRecord | None = None
     ending: bool = False
@@ -133,11 +135,6 @@ class Process:
     def is_live(self) -> bool:
         """Whether a kernel process stands behind it."""
         return self.identity is not None and self.exit is None
-
-    @property
-    def piped(self) -> Stdio:
-        """What of its stdio it is given itself: with a terminal nothing."""
-        return Stdio() if self.stdio.terminal else self.stdio
 
     def close_input(self) -> None:
         """Lets its stdin end when the client's end does."""
@@ -166,6 +163,9 @@ class Process:
         if self.streams is not None:
             self.streams.close()
             self.streams = None
+        if self.logger is not None:
+            self.logger.end()
+            self.logger = None
         self.forget_pidfds()
 
     def forget_pidfds(self) -> None:

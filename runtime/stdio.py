@@ -105,8 +105,10 @@ class Output:
 
     async def finish(self, poller: Poller) -> None:
         """After the process's end: lets EOF come as soon as there is a reader for it."""
+        if is_log_fifo(self._path, self._pins.bundle):
+            await self._read_empty(poller)
         if self._reader is not None:
-            if _waiting_bytes(self._reader):
+            if waiting_bytes(self._reader):
                 # A pin that is no reader takes over: a client is told from us again.
                 self._pins.keep_fifo(f"{self._name}e", self._path, os.O_WRONLY)
             self._pins.drop(self._name)
@@ -118,6 +120,13 @@ class Output:
             await poller.sleep(pause_s)
             pause_s = min(pause_s * 2, READER_POLL_MAX_S)
         self.close()
+
+    async def _read_empty(self, poller: Poller) -> None:
+        """A logger of ours reads it, and may die: we hold all until it has."""
+        pause_s = READER_POLL_FIRST_S
+        while self._reader is not None and waiting_bytes(self._reader):
+            await poller.sleep(pause_s)
+            pause_s = min(pause_s * 2, READER_POLL_MAX_S)
 
     def close(self) -> None:
         """Lets go of all; bytes that nobody reads are lost with it."""
@@ -229,14 +238,24 @@ class Streams:
         return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
 
 
-def output_path(uri: str) -> str:
+def log_fifo(bundle: str, slot: str, number: int) -> str:
+    """The FIFO by which a logger of ours gets a stream; `number` is the stream's, 1 or 2."""
+    return f"{bundle}/{slot}.log-{number}"
+
+
+def is_log_fifo(path: str, bundle: str) -> bool:
+    """Whether `log_fifo` gave the path, and it is no client's."""
+    return os.path.dirname(path) == bundle and path.endswith((".log-1", ".log-2"))
+
+
+def output_path(uri: str, scheme: str = "file") -> str:
     """The path that an output's URI or plain path names."""
     if "://" not in uri:
         return uri
     parts = urlsplit(uri)
     if parts.scheme == "fifo":
         return unquote(parts.path)
-    if parts.scheme != "file":
+    if parts.scheme != scheme:
         raise Unimplemented(f"stdio {uri}: scheme {parts.scheme} is not supported")
     if not parts.path.startswith("/") or parts.netloc not in ("", "localhost"):
         raise InvalidArgument(f"stdio {uri}: not an absolute path")
@@ -260,7 +279,7 @@ def is_fifo(path: str) -> bool:
         raise NotFound(f"stdio {path}: not found") from error
 
 
-def _waiting_bytes(reader: int) -> int:
+def waiting_bytes(reader: int) -> int:
     """How many bytes in a FIFO nobody has read yet."""
     count = array.array("i", [0])
     fcntl.ioctl(reader, termios.FIONREAD, count)

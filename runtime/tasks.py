@@ -44,6 +44,7 @@ from . import exec, ledger, task
 from .bundle import bundle_path, parse_config
 from .exits import Exits
 from .ground import Ground
+from .loguri import check_binaries, logs_of
 from .metrics import read as read_metrics
 from .records import (
     EXEC,
@@ -172,6 +173,7 @@ class Tasks:
     ) -> int:
         """Make the task, created and not started; its pid. The intent is on disk first."""
         config = self._spec(namespace, id)
+        await self._check_stdio(stdio)
         record = TaskRecord(
             namespace=namespace,
             id=id,
@@ -273,6 +275,7 @@ class Tasks:
             raise InvalidArgument(f"invalid exec id {exec_id}: {error}") from error
         task.next_state(owner.state, task.AddExec())
         parse_config(spec)
+        await self._check_stdio(stdio)
         record = ExecRecord(
             namespace=namespace,
             task_id=id,
@@ -358,6 +361,12 @@ class Tasks:
             raise InvalidArgument(f"container {id} has no spec: invalid argument")
         parse_config(spec.value)
         return spec.value
+
+    async def _check_stdio(self, stdio: Stdio | None) -> None:
+        """Refuse log URIs that make no sense, and programs that may not be run."""
+        if stdio is not None and logs_of(stdio) != (None, None):
+            folder = str(self._ground.log_binaries)
+            await trio.to_thread.run_sync(check_binaries, stdio, folder)
 
     def _task(self, namespace: str, id: str) -> TaskRecord:
         self._containers.get(namespace, id)

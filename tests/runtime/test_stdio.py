@@ -126,7 +126,9 @@ async def test_a_missing_fifo_is_refused_and_the_create_can_be_tried_again(house
     with pytest.raises(NotFound, match="/no/fifo"):
         await task.create(Stdio(stdin=task.fifo("in"), stdout="/no/fifo"))
     with pytest.raises(Unimplemented):
-        await task.create(Stdio(stdout="binary:///bin/logger"))
+        await task.create(Stdio(stdout="https://host/p"))
+    with pytest.raises(InvalidArgument, match="/no/logger"):
+        await task.create(Stdio(stdout="binary:///no/logger"))
     await start(task, Stdio())
     assert (await task.exited()).status == 0
 
