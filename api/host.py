@@ -252,9 +252,13 @@ class Host:
         """Remove a container with its task, snapshot and output; `force` kills it first."""
         container = self.containers.get(namespace, name)
         try:
-            if force or self.task(name, namespace=namespace).status == "STOPPED":
-                await self._let_go(namespace, container)
-            if force and self.task(name, namespace=namespace).status != "STOPPED":
+            status = self.task(name, namespace=namespace).status
+        except NotFound:
+            status = "GONE"
+        if force or status in ("STOPPED", "GONE"):
+            await self._let_go(namespace, container)
+        try:
+            if force and status not in ("STOPPED", "GONE"):
                 try:
                     await self.tasks.kill(namespace, name, "", 9, all=True)
                     await self.tasks.wait(namespace, name)
@@ -459,7 +463,10 @@ async def build(config: Config, system: System, store: Store) -> Host:
             partial(_accounts, workers),
         ),
         restarts=ChildSpec(
-            "restarts", Restarts, args=(store, tasks, new_tasks.create), name="restarts"
+            "restarts",
+            Restarts,
+            args=(store, tasks, new_tasks.create, ground.caught_up),
+            name="restarts",
         ),
         start_task=start_task,
         start_exec=start_exec,

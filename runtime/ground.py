@@ -30,6 +30,25 @@ class Limits:
     """How long a task's own exit waits for the exits of its execs, which are told first."""
 
 
+class CaughtUp:
+    """Whether recovery has been through all tasks since their supervisors were started last."""
+
+    def __init__(self) -> None:
+        self._ended = trio.Event()
+
+    def begin(self) -> None:
+        """A recovery is about to begin."""
+        self._ended = trio.Event()
+
+    def end(self) -> None:
+        """It has ended."""
+        self._ended.set()
+
+    async def wait(self) -> None:
+        """Return when it has ended."""
+        await self._ended.wait()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ground:
     """The store, the way to a new shim, what is in doubt, the links, the limits."""
@@ -43,6 +62,7 @@ class Ground:
     """The folder whose programs `binary://` may name."""
     links: dict[str, ShimLink] = field(default_factory=dict[str, ShimLink])
     """By the name of the task actor that owns the link."""
+    caught_up: CaughtUp = field(default_factory=CaughtUp)
 
     async def client(self, task_name: str) -> ShimClient:
         """The connection of a task; waits for a link that is down or an actor that restarts."""

@@ -160,11 +160,13 @@ class Recoverer(Actor):
     ) -> None:
         super().__init__()
         self._first = first
+        self._caught_up = ground.caught_up
         self._recovery = Recovery(ground, start_task, start_exec)
         self.found: Recovered | None = None
 
     def on_start(self) -> None:
         """Ready at once: the daemon serves while its tasks come back."""
+        self._caught_up.begin()
         self.spawn_task(self._run)
 
     def on_receive(self, message: Ref[Any]) -> None:
@@ -174,3 +176,4 @@ class Recoverer(Actor):
         with trio.move_on_after(FIRST_WITHIN_S):
             await self._first()
         self.found = await self._recovery.run()
+        self._caught_up.end()

@@ -32,6 +32,7 @@ from ..storage.containers import Container, container_from_record, relabel
 from ..storage.store import Change, Store, Transaction
 from ..supervision.spec import Backoff
 from .bundle import has_terminal
+from .ground import CaughtUp
 from .records import TASK, State, TaskRecord
 from .restartpolicy import (
     COUNT,
@@ -57,6 +58,8 @@ BACKOFF = Backoff(first_s=0.1, cap_s=INTERVAL_S, reset_after_s=INTERVAL_S)
 AT_ONCE_MAX = 32
 KILL_WITHIN_S = 10.0
 SIGKILL = 9
+NEVER = float("inf")
+DECISIONS = (Step.RESTART, Step.STOP, Step.FORGET)
 
 Key = tuple[str, str]
 """Namespace and id of a container."""
@@ -93,16 +96,19 @@ class Watch:
 class Restarts(Actor):
     """One for all the containers of a host."""
 
-    def __init__(self, store: Store, tasks: Tasks, create: CreateTask) -> None:
+    def __init__(self, store: Store, tasks: Tasks, create: CreateTask, caught_up: CaughtUp) -> None:
         super().__init__()
         self._store = store
         self._tasks = tasks
         self._create = create
+        self._caught_up = caught_up
+        self._may_act = False
         self._watches: dict[Key, Watch] = {}
         self._room = trio.CapacityLimiter(AT_ONCE_MAX)
 
     def on_start(self) -> None:
         """Looks at every labelled container, and at every intent that was left."""
+        self.spawn_task(self._wait_caught_up)
         self.spawn_task(self._until_end, self._store.listen(self._on_changes))
         for row in self._store.scan(CONTAINER):
             if STATUS in row.value["labels"]:
@@ -116,6 +122,13 @@ class Restarts(Actor):
     def describe_state(self) -> str:
         """How many containers are looked after."""
         return f"{len(self._watches)} watched"
+
+    async def _wait_caught_up(self) -> None:
+        # Recovery takes what it finds halfway for an earlier life's, and undoes it.
+        await self._caught_up.wait()
+        self._may_act = True
+        for watch in self._watches.values():
+            watch.wake()
 
     async def _until_end(self, unlisten: Callable[[], None]) -> None:
         try:
@@ -156,12 +169,15 @@ class Restarts(Actor):
                 del self._watches[watch.namespace, watch.id]
                 return
             step = next_step(view)
-            until = _due(watch, view, step)
+            until = _due(watch, view, step) if self._may(step) else NEVER
             if until > trio.current_time():
                 with trio.move_on_at(until):
                     await watch.changed.wait()
                 continue
             await self._try(watch, view, step)
+
+    def _may(self, step: Step) -> bool:
+        return self._may_act or step in DECISIONS
 
     def _look(self, watch: Watch) -> View:
         """The records as they are now."""
@@ -287,7 +303,7 @@ def _due(watch: Watch, view: View, step: Step) -> float:
     """When a step may be done: never, where there is none; a decision at once."""
     match step:
         case Step.REST:
-            return float("inf")
+            return NEVER
         case Step.RESTART if view.state is State.GONE:
             return max(watch.retry_at, watch.client_until, watch.not_before)
         case Step.RESTART | Step.STOP | Step.FORGET | Step.KILL:

@@ -166,10 +166,11 @@ async def _remove(session: Session, name: str, force: bool) -> None:
         task = (await session.task(name)).process
     except NotFound:
         task = None
+    lives = task is not None and task.status in LIVE
+    if RESTART_STATUS in container.labels and (force or not lives):
+        await _let_go(session, name)
     if task is not None:
-        if RESTART_STATUS in container.labels and (force or task.status not in LIVE):
-            await _let_go(session, name)
-        if force and task.status in LIVE:
+        if force and lives:
             await _kill_and_wait(session, name)
         await session.delete_task(name)
     await session.delete_container(container)

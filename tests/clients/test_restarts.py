@@ -156,6 +156,15 @@ def test_on_failure_counts_to_its_number(house: House, name: str) -> None:
     assert (house.count(name), house.task(name)[1]) == (2, "STOPPED")
 
 
+def test_the_command_removes_what_is_looked_after(house: House, name: str) -> None:
+    house.run(name)
+    command = [sys.executable, "-m", "holdfast", "--address", house.daemon.address]
+    subprocess.run([*command, "rm", "-f", name], check=True, timeout=60, capture_output=True)
+    time.sleep(0.5)
+    assert house.task(name) == (0, "GONE")
+    assert name not in house.ctr("containers", "ls")
+
+
 def test_an_exit_while_everything_is_down_leads_to_one_restart(house: House, name: str) -> None:
     house.run(name)
     before, _ = house.task(name)
