@@ -1,4 +1,4 @@
-"""The plain bytes of a compressed stream, bounded, hashed on their way.
+"""The plain bytes of a compressed stream, bounded, hashed on their way; and a stream compressed.
 
 What a stream is compressed with is told by its first bytes, as containerd tells it: labels in
 a manifest are often wrong. Several gzip members or zstd frames behind each other are one
@@ -9,7 +9,8 @@ inflate. What is malformed or cut short raises `InvalidArgument`.
 import hashlib
 import queue
 import threading
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from typing import BinaryIO, Protocol
 
 from isal import igzip_lib
@@ -169,3 +170,46 @@ class PlainStream:
         while self.read(PIECE_BYTES):
             pass
         return f"sha256:{self._hash.hexdigest()}"
+
+
+class _Compressor(Protocol):
+    def compress(self, data: bytes, /) -> bytes: ...
+    def flush(self) -> bytes: ...
+
+
+def _compressor(compression: str) -> _Compressor:
+    if compression == "zstd":
+        from backports import zstd
+
+        return zstd.ZstdCompressor()
+    # isal is faster, but chooses its code, and with it the bytes, by the processor.
+    return zlib.compressobj(wbits=zlib.MAX_WBITS | 16)
+
+
+class PackedStream:
+    """Takes plain bytes, hashes and counts them, and hands them on compressed.
+
+    The same bytes, in whatever pieces, give the same stream.
+    """
+
+    def __init__(self, write: Callable[[bytes], object], compression: str) -> None:
+        self._sink = write
+        self._compressor = _compressor(compression) if compression else None
+        self._hash = hashlib.sha256()
+        self.size_bytes = 0
+
+    def write(self, data: bytes) -> None:
+        """Take these bytes in."""
+        self._hash.update(data)
+        self.size_bytes += len(data)
+        self._hand_on(data if self._compressor is None else self._compressor.compress(data))
+
+    def finish(self) -> str:
+        """Write what is held back; the digest of all plain bytes."""
+        if self._compressor is not None:
+            self._hand_on(self._compressor.flush())
+        return f"sha256:{self._hash.hexdigest()}"
+
+    def _hand_on(self, data: bytes) -> None:
+        if data:
+            self._sink(data)

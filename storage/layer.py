@@ -67,7 +67,11 @@ def check_media_type(media_type: str) -> None:
     if words[-1] in compressions:
         words.pop()
     if words[-1] != "tar" or not set(suffixes) <= compressions:
-        raise Unimplemented(f"media type {media_type!r}: not a layer that can be applied")
+        # containerd's words: what is no tar is for a stream processor, and there is none.
+        raise Unimplemented(
+            f"failed to get stream processor for {media_type}:"
+            " no processor for media-type: not implemented"
+        )
 
 
 def split_name(name: bytes) -> Parts:

@@ -16,7 +16,7 @@ import re
 import resource
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from ..actors.errors import FailedPrecondition, InvalidArgument, Unimplemented
@@ -156,6 +156,25 @@ def overlay_layers(mount: Mount) -> tuple[str | None, list[str]]:
         None if upper is None else _ESCAPED.sub(r"\1", upper),
         split_paths(option(mount, "lowerdir") or ""),
     )
+
+
+def layers_of(mount: Mount) -> list[str]:
+    """The directories that a mount shows, the topmost first; none when it is no overlay or bind."""
+    if mount.type == "overlay":
+        upper, lowers = overlay_layers(mount)
+        return lowers if upper is None else [upper, *lowers]
+    return [mount.source] if parse_options(mount.options).flags & sys.MS_BIND else []
+
+
+def read_only(mount: Mount) -> Mount:
+    """The same view for reading alone: an overlay's upper directory becomes its topmost lower
+    one, as whoever has it mounted may go on writing."""
+    upper, lower = option(mount, "upperdir"), option(mount, "lowerdir")
+    if mount.type != "overlay" or upper is None:
+        return replace(mount, options=(*mount.options, "ro"))
+    writers = ("upperdir=", "workdir=", "lowerdir=", "index=")
+    kept = [w for w in mount.options if not w.startswith(writers) and w not in ("rw", "volatile")]
+    return replace(mount, options=(*kept, "ro", f"lowerdir={upper}:{lower}"))
 
 
 def mount_all(mounts: Sequence[Mount], target: str) -> None:

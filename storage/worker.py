@@ -24,7 +24,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,9 +34,20 @@ import cbor2
 from ..actors import failpoints
 from ..actors.errors import FailedPrecondition, InvalidArgument, Refusal
 from . import syscalls
+from .compression import PackedStream
 from .layer import Applied, Limits, apply
 from .layerroot import Form
-from .mounts import Mount, detached, escape_path, mount_all, overlay_layers, unmount_all
+from .mounts import (
+    Mount,
+    detached,
+    escape_path,
+    layers_of,
+    mount_all,
+    overlay_layers,
+    read_only,
+    unmount_all,
+)
+from .packer import pack
 from .refusal import refusal_of
 from .tar import Bounds
 from .trees import copy_tree, measure_tree, remove_tree
@@ -115,6 +127,54 @@ def do_apply(job: Job) -> Mapping[str, Any]:
         "size_bytes": applied.size_bytes,
         "entries": applied.entries,
     }
+
+
+def do_pack(job: Job) -> Mapping[str, Any]:
+    """Pack what the upper mounts show otherwise than the lower ones into a pipe; its digest."""
+    lower, upper = ([Mount.from_record(one) for one in job[key]] for key in ("lower", "upper"))
+    guide = guide_of(lower, upper)
+    with open(job["target"], "wb", buffering=1 << 18) as out, ExitStack() as stack:
+        stream = PackedStream(out.write, job["compression"])
+        entries = pack(
+            stack.enter_context(shown(lower)),
+            stack.enter_context(shown(upper)),
+            stream.write,
+            guide_fd=-1 if guide is None else stack.enter_context(_directory(guide)),
+            epoch_ns=job["epoch_ns"],
+        )
+        diff_id = stream.finish()
+    return {"diff_id": diff_id, "size_bytes": stream.size_bytes, "entries": entries}
+
+
+def guide_of(lower: Sequence[Mount], upper: Sequence[Mount]) -> str | None:
+    """The directory that alone makes the upper mount another one than the lower, if it is so:
+    the top of an overlay over what the lower mount shows."""
+    if len(lower) != 1 or len(upper) != 1 or upper[0].type != "overlay":
+        return None
+    if "index=on" in upper[0].options:
+        return None  # a lower name may show what is linked to an upper one
+    (top, *rest) = [os.path.normpath(layer) for layer in layers_of(upper[0])]
+    below = [os.path.normpath(layer) for layer in layers_of(lower[0])]
+    return top if below and rest == below else None
+
+
+@contextmanager
+def shown(mounts: Sequence[Mount]) -> Generator[int, None, None]:
+    """A descriptor of what the mounts show, for reading; -1 for no mount."""
+    if not mounts:
+        yield -1
+        return
+    with detached([read_only(mount) for mount in mounts]) as root_fd:
+        yield root_fd
+
+
+@contextmanager
+def _directory(path: str) -> Generator[int, None, None]:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def do_remove(job: Job) -> Mapping[str, Any]:
@@ -230,6 +290,7 @@ def _has_trusted(path: Path) -> bool:
 
 JOBS: Mapping[str, Callable[[Job], Mapping[str, Any]]] = {
     "apply": do_apply,
+    "pack": do_pack,
     "remove": do_remove,
     "measure": do_measure,
     "copy": do_copy,

@@ -12,6 +12,7 @@ refuses comes back as the same refusal.
 Invariant: at most `processes_max` processes live; the callers beyond it wait in line.
 """
 
+import fcntl
 import os
 import signal
 import socket
@@ -44,6 +45,8 @@ GONE_WITHIN_S = 2.0
 APPLY_WITHIN_S = 3600.0
 TREE_WITHIN_S = 600.0
 QUICK_WITHIN_S = 60.0
+
+PIPE_BYTES = 1 << 20
 
 Answer = Mapping[str, Any]
 
@@ -243,6 +246,44 @@ class Workers:
             entries=answer["entries"],
         )
 
+    async def pack(
+        self,
+        lower: Sequence[Mount],
+        upper: Sequence[Mount],
+        compression: str,
+        write: Callable[[bytes], Awaitable[object]],
+        *,
+        epoch_ns: int | None = None,
+        within_s: float = APPLY_WITHIN_S,
+    ) -> Applied:
+        """Pack what the upper mounts show otherwise than the lower ones, and hand the layer to
+        `write`. With the answer, the digest and size of the uncompressed layer, it has all."""
+        read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+        with os.fdopen(write_fd, "wb") as ours:
+            job = {
+                "do": "pack",
+                "lower": [mount.to_record() for mount in lower],
+                "upper": [mount.to_record() for mount in upper],
+                "compression": compression,
+                "epoch_ns": epoch_ns,
+                # Kept open here until the job is done: by then the worker has opened it.
+                "target": f"/proc/{os.getpid()}/fd/{write_fd}",
+            }
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_pump, read_fd, write)
+                    answer = await self.run(job, within_s)
+                    ours.close()
+            except BaseExceptionGroup as group:
+                if len(group.exceptions) == 1:
+                    raise group.exceptions[0] from group.exceptions[0].__cause__
+                raise
+        return Applied(
+            diff_id=answer["diff_id"],
+            size_bytes=answer["size_bytes"],
+            entries=answer["entries"],
+        )
+
     async def remove_tree(self, path: Path, within_s: float = TREE_WITHIN_S) -> None:
         """Remove a tree, if it is there."""
         await self.run({"do": "remove", "path": str(path)}, within_s)
@@ -283,6 +324,14 @@ class Workers:
     async def unmount(self, target: Path, within_s: float = QUICK_WITHIN_S) -> None:
         """Take every mount off a directory."""
         await self.run({"do": "unmount", "target": str(target)}, within_s)
+
+
+async def _pump(read_fd: int, write: Callable[[bytes], Awaitable[object]]) -> None:
+    """Hand on what comes through a pipe until its end."""
+    fcntl.fcntl(read_fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    async with trio.lowlevel.FdStream(read_fd) as stream:
+        while piece := await stream.receive_some(PIPE_BYTES):
+            await write(piece)
 
 
 def _result(answer: Answer) -> Answer:
