@@ -59,6 +59,7 @@ from ..storage.snapshotfaults import SnapshotFaults
 from ..storage.snapshots import Driver, Snapshots
 from ..storage.snapshotter import Mount, Snapshotter, find_snapshotter
 from ..storage.store import Store
+from ..storage.transfer import Transfers
 from ..storage.workers import Worker, Workers
 from ..supervision.report import CrashLog, crash_log
 from ..supervision.spec import ChildSpec, Restart, Tree
@@ -125,6 +126,7 @@ class Host:
     collector: Collector
     faults: Faults
     image_keeper: ImageKeeper
+    transfers: Transfers
     ground: Ground
     tasks: Tasks
     launcher: Launcher
@@ -452,6 +454,13 @@ async def build(config: Config, system: System, store: Store) -> Host:
         collector=collector,
         faults=Faults(store, keepers, collector.collect),
         image_keeper=image_keeper,
+        transfers=Transfers(
+            content,
+            images,
+            leases,
+            workers,
+            partial(find_snapshotter, snapshotters, config.snapshotter),
+        ),
         ground=ground,
         tasks=tasks,
         launcher=Launcher(

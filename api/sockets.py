@@ -29,9 +29,12 @@ from .services import (
     leases,
     namespaces,
     snapshots,
+    streaming,
     tasks,
+    transfer,
     version,
 )
+from .streams import Streams
 from .ttrpc import TtrpcServer
 
 MODE = 0o660
@@ -46,6 +49,7 @@ def serving(host: Host) -> ChildSpec:
 
 def services(host: Host) -> Sequence[Service]:
     """Every service that this host answers."""
+    streams = Streams()
     offered: list[Service] = [
         version.service(VERSION, REVISION),
         namespaces.service(host.namespaces),
@@ -57,6 +61,8 @@ def services(host: Host) -> Sequence[Service]:
         diff.service(host.content, host.workers),
         tasks.service(host.tasks, host.containers),
         events.service(host.events),
+        streaming.service(streams),
+        transfer.service(host.transfers, streams),
         introspection.service(host.uuid),
         admin.service(host),
     ]

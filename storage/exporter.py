@@ -27,7 +27,9 @@ from .archive import (
 )
 from .content import ContentStore
 from .descriptor import (
+    DOCKER_FOREIGN_LAYER,
     IMAGE_NAME,
+    OCI_FOREIGN_LAYER,
     OCI_INDEX,
     REF_NAME,
     Descriptor,
@@ -42,6 +44,7 @@ from .platform import Platform, choose
 from .unpack import INDEX_DEPTH_MAX
 
 PIECE_BYTES = 1 << 20
+FOREIGN_LAYERS = (OCI_FOREIGN_LAYER, DOCKER_FOREIGN_LAYER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +58,14 @@ class _Record:
     digest: Digest | None = None
 
 
+class _Blobs(dict[Digest, Descriptor]):
+    """The blobs that an archive gets."""
+
+    def __init__(self, *, distributable_only: bool) -> None:
+        super().__init__()
+        self.distributable_only = distributable_only
+
+
 async def export_archive(
     content: ContentStore,
     namespace: str,
@@ -63,11 +74,13 @@ async def export_archive(
     *,
     platform: Platform | None = None,
     docker_manifest: bool = True,
+    distributable_only: bool = False,
 ) -> None:
     """Write images, each under its name, as one archive; `write` is called in a thread.
 
     With a `platform`, of an index only what fits it best goes along; without, everything it
-    lists must be here. The same images give the same bytes.
+    lists must be here. `distributable_only` leaves out layers that their makers let nobody hand on.
+    The same images give the same bytes.
     """
     if not images:
         raise InvalidArgument("no image to export: invalid argument")
@@ -75,7 +88,7 @@ async def export_archive(
         target.named({IMAGE_NAME: name, REF_NAME: tag_of(name)}) if name else target
         for name, target in images
     ]
-    blobs: dict[Digest, Descriptor] = {}
+    blobs = _Blobs(distributable_only=distributable_only)
     names: dict[Digest, list[str]] = {}
     for (name, _), target in zip(images, targets, strict=True):
         if not is_index(target.media_type) and not is_manifest(target.media_type):
@@ -118,7 +131,7 @@ async def _collect(
     namespace: str,
     target: Descriptor,
     platform: Platform | None,
-    blobs: dict[Digest, Descriptor],
+    blobs: "_Blobs",
     depth: int,
 ) -> Sequence[Descriptor]:
     """Add all that a target needs to `blobs`; the manifests, the best first."""
@@ -130,6 +143,8 @@ async def _collect(
     pointed = children(raw, target.media_type, f"content {target.digest}")
     if is_manifest(target.media_type):
         for child in pointed:
+            if blobs.distributable_only and child.media_type.startswith(FOREIGN_LAYERS):
+                continue
             size = content.info(namespace, child.digest).size
             blobs[child.digest] = replace(child, size=size)
         return [target]

@@ -56,6 +56,10 @@ PLUGINS: Sequence[Plugin] = (
     Plugin("io.containerd.grpc.v1", "namespaces"),
     Plugin("io.containerd.grpc.v1", "snapshots"),
     Plugin("io.containerd.grpc.v1", "tasks"),
+    Plugin("io.containerd.streaming.v1", "manager"),
+    Plugin("io.containerd.transfer.v1", "local"),
+    Plugin("io.containerd.grpc.v1", "streaming"),
+    Plugin("io.containerd.grpc.v1", "transfer"),
     Plugin("io.containerd.grpc.v1", "version"),
 )
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}

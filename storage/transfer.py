@@ -1,0 +1,260 @@
+"""Transfers: images from one place to another, each move one job under one lease.
+
+    stream   -> image store      an archive is taken in
+    image store -> stream        an archive is given out
+    image store -> image store   further names for an image
+    registry -> image store      pull
+    image store -> registry      push
+
+An image store as destination says how what arrives is named, and for which platforms it is
+unpacked. `Report` is told how far it is, in containerd's words.
+"""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from ..actors.errors import AlreadyExists, NotFound, Unimplemented
+from .archive import image_name
+from .content import ContentStore
+from .descriptor import Descriptor, read_index
+from .exporter import export_archive
+from .images import Image, Images
+from .importer import Source, import_archive
+from .leases import Leases
+from .platform import Platform, host
+from .snapshotter import Snapshotter
+from .unpack import unpack
+from .workers import Workers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """A further name: whole, or a prefix of what the archive's annotations say."""
+
+    name: str
+    is_prefix: bool = False
+    allow_overwrite: bool = False
+    add_digest: bool = False
+    skip_named_digest: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unpack:
+    """A platform that an image is unpacked for, and the snapshotter that takes it."""
+
+    platform: Platform
+    snapshotter: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageStore:
+    """Images by name: as a source the ones that are named, as a destination how to name them."""
+
+    name: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    platforms: Sequence[Platform] = ()
+    all_metadata: bool = False
+    manifests_max: int = 0
+    references: Sequence[Reference] = ()
+    unpacks: Sequence[Unpack] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """What goes into an archive."""
+
+    platforms: Sequence[Platform] = ()
+    all_platforms: bool = False
+    docker_manifest: bool = True
+    distributable_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far something is: `progress` of `total` bytes, where that is known."""
+
+    event: str
+    name: str = ""
+    parents: Sequence[str] = ()
+    progress: int = 0
+    total: int = 0
+    descriptor: Descriptor | None = None
+
+
+Report = Callable[[Progress], Awaitable[None]]
+
+
+class Transfers:
+    """The verbs. `snapshotter` finds one by its name."""
+
+    def __init__(
+        self,
+        content: ContentStore,
+        images: Images,
+        leases: Leases,
+        workers: Workers,
+        snapshotter: Callable[[str], Snapshotter],
+    ) -> None:
+        self.content = content
+        self._images = images
+        self._leases = leases
+        self._workers = workers
+        self._snapshotter = snapshotter
+
+    async def take_in(
+        self,
+        namespace: str,
+        source: Source,
+        destination: ImageStore,
+        report: Report,
+        *,
+        lease: str = "",
+    ) -> Sequence[Image]:
+        """Bring in an archive; `source` is read in a thread. Images without a name stay without
+        a record."""
+        self._check(destination)
+        async with self._under(namespace, lease) as lease:
+            await report(Progress(event="Importing"))
+            found = await import_archive(self.content, namespace, source, lease=lease)
+            raw = await self.content.read_all(namespace, found.index.digest)
+            named = [(name, found.index) for name in names_of(destination, found.index)]
+            for target in read_index(raw, "index.json"):
+                names = annotated_names_of(destination, target)
+                named += [(name, target) for name in names]
+            images = await self._store(namespace, named, destination, report, lease)
+            await report(Progress(event="Completed import"))
+            return images
+
+    async def give_out(
+        self,
+        namespace: str,
+        source: ImageStore,
+        export: Export,
+        write: Callable[[bytes], object],
+        report: Report,
+    ) -> None:
+        """Write images as one archive; `write` is called in a thread."""
+        if len(export.platforms) > 1 and not export.all_platforms:
+            raise Unimplemented("export for several platforms, but not all: not implemented")
+        platform = None if export.all_platforms else next(iter(export.platforms), host())
+        images = self._look_up(namespace, source)
+        await report(Progress(event="Exporting"))
+        for image in images:
+            await report(Progress(event="exporting", name=image.name, descriptor=image.target))
+        await export_archive(
+            self.content,
+            namespace,
+            [(image.name, image.target) for image in images],
+            write,
+            platform=platform,
+            docker_manifest=export.docker_manifest,
+            distributable_only=export.distributable_only,
+        )
+        await report(Progress(event="Completed export"))
+
+    async def tag(
+        self,
+        namespace: str,
+        source: ImageStore,
+        destination: ImageStore,
+        report: Report,
+        *,
+        lease: str = "",
+    ) -> Sequence[Image]:
+        """Give an image the destination's names too."""
+        self._check(destination)
+        target = self._images.get(namespace, source.name).target
+        async with self._under(namespace, lease) as lease:
+            named = [(name, target) for name in names_of(destination, target)]
+            return await self._store(namespace, named, destination, report, lease)
+
+    # -- inside
+
+    @asynccontextmanager
+    async def _under(self, namespace: str, lease: str) -> AsyncGenerator[str]:
+        """The caller's lease, or one for as long as this takes."""
+        if lease:
+            yield lease
+            return
+        async with self._leases.held(namespace) as own:
+            yield own
+
+    def _check(self, destination: ImageStore) -> None:
+        # Before anything is moved, not after.
+        for wanted in destination.unpacks:
+            self._snapshotter(wanted.snapshotter)
+
+    def _look_up(self, namespace: str, source: ImageStore) -> Sequence[Image]:
+        names = [source.name] if source.name else []
+        for reference in source.references:
+            if reference.is_prefix:
+                raise Unimplemented("prefix lookup on export not implemented: not implemented")
+            names.append(reference.name)
+        return [self._images.get(namespace, name) for name in names]
+
+    async def _store(
+        self,
+        namespace: str,
+        named: Sequence[tuple[str, Descriptor]],
+        destination: ImageStore,
+        report: Report,
+        lease: str,
+    ) -> Sequence[Image]:
+        """Unpack what arrived, then let its names tell of it."""
+        if not named:
+            raise NotFound("no image name found: not found")
+        for target in {target.digest: target for _, target in named}.values():
+            for wanted in destination.unpacks:
+                await report(Progress(event="extracting", name=target.digest, descriptor=target))
+                await unpack(
+                    self.content,
+                    self._snapshotter(wanted.snapshotter),
+                    self._workers.apply,
+                    namespace,
+                    target,
+                    wanted.platform,
+                    lease=lease,
+                )
+        images: list[Image] = []
+        for name, target in named:
+            image = Image(name=name, target=target, labels=destination.labels)
+            images.append(await self._record(namespace, image))
+            await report(Progress(event="saved", name=name, descriptor=target))
+        return images
+
+    async def _record(self, namespace: str, image: Image) -> Image:
+        while True:
+            try:
+                return await self._images.create(namespace, image)
+            except AlreadyExists:
+                pass
+            try:
+                return await self._images.update(namespace, image)
+            except NotFound:
+                continue  # it was removed meanwhile
+
+
+def names_of(destination: ImageStore, target: Descriptor) -> Sequence[str]:
+    """What an image is called of which the source says nothing."""
+    names = [destination.name] if destination.name else []
+    for reference in destination.references:
+        if not reference.is_prefix:
+            digest = f"@{target.digest}" if reference.add_digest else ""
+            names.append(reference.name + digest)
+    return names
+
+
+def annotated_names_of(destination: ImageStore, target: Descriptor) -> Sequence[str]:
+    """What an image of an archive is called, by its annotations and the destination's prefixes."""
+    names: list[str] = []
+    for reference in destination.references:
+        if not reference.is_prefix:
+            continue
+        strict = bool(reference.name) and not reference.allow_overwrite
+        name = image_name(target.annotations, reference.name, strict=strict)
+        if name:
+            names.append(name)
+        if reference.add_digest and not (name and reference.skip_named_digest):
+            names.append(f"{reference.name}@{target.digest}")
+    return names
