@@ -7,6 +7,7 @@ in trailers; times and binary values have text forms of their own.
 import base64
 import binascii
 import math
+import re
 import struct
 from collections.abc import Iterable, Mapping
 from urllib.parse import quote, unquote_to_bytes
@@ -24,6 +25,7 @@ _UNITS_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1
 _TIMEOUT_DIGITS_MAX = 8
 # grpc-message is percent-encoded UTF-8; these bytes need no encoding.
 _MESSAGE_SAFE = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
+_OUTER_SPACE = re.compile(r"\A | \Z")
 # Headers that are gRPC's own and no metadata of the caller's.
 _RESERVED = frozenset({b"te", b"content-type", b"user-agent"})
 
@@ -103,6 +105,8 @@ def status_trailers(status: Status) -> list[Header]:
     trailers = [(b"grpc-status", b"%d" % status.code)]
     if status.message:
         text = quote(status.message, safe=_MESSAGE_SAFE, errors="replace")
+        # HTTP/2 takes no value that begins or ends with a space: peers end the connection over it.
+        text = _OUTER_SPACE.sub("%20", text)
         trailers.append((b"grpc-message", text.encode()))
     if status.details:
         message = StatusMessage(

@@ -66,8 +66,17 @@ def test_timeouts_at_the_ends() -> None:
 def test_a_status_survives_its_trailers(code: Code, text: str, with_detail: bool) -> None:
     details = (AnyMessage(type_url="a/b", value=b"\xff"),) if with_detail else ()
     trailers = dict(status_trailers(Status(code, text, details)))
-    assert all(0x20 <= byte < 0x7F for byte in trailers.get(b"grpc-message", b""))
+    message = trailers.get(b"grpc-message", b"")
+    assert all(0x20 <= byte < 0x7F for byte in message)
+    assert message == message.strip()
     assert parse_status(trailers) == Status(code, text, details)
+
+
+@pytest.mark.parametrize("text", [" ", "  ", "ends with a space: ", " begins with one"])
+def test_a_status_may_have_spaces_at_its_ends(text: str) -> None:
+    trailers = dict(status_trailers(Status(Code.UNKNOWN, text)))
+    assert trailers[b"grpc-message"] == trailers[b"grpc-message"].strip()
+    assert parse_status(trailers) == Status(Code.UNKNOWN, text)
 
 
 def test_odd_statuses_are_understood_as_far_as_they_go() -> None:
