@@ -13,6 +13,10 @@ unpacked. `Report` is told how far it is, in containerd's words.
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
 
 from ..actors.errors import AlreadyExists, NotFound, Unimplemented
 from .archive import image_name
@@ -26,6 +30,10 @@ from .platform import Platform, host
 from .snapshotter import Snapshotter
 from .unpack import unpack
 from .workers import Workers
+
+if TYPE_CHECKING:
+    from .registry.auth import AskCredentials
+    from .registry.client import Registry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +88,16 @@ class Progress:
     progress: int = 0
     total: int = 0
     descriptor: Descriptor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryPlace:
+    """An image in a registry, and how the registry is to be spoken to."""
+
+    reference: str
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    hosts: Path | None = None
+    scheme: str = ""
 
 
 Report = Callable[[Progress], Awaitable[None]]
@@ -169,7 +187,62 @@ class Transfers:
             named = [(name, target) for name in names_of(destination, target)]
             return await self._store(namespace, named, destination, report, lease)
 
+    async def pull(
+        self,
+        namespace: str,
+        source: RegistryPlace,
+        destination: ImageStore,
+        ask: "AskCredentials",
+        report: Report,
+        *,
+        lease: str = "",
+    ) -> Sequence[Image]:
+        """Bring an image in from a registry, for the destination's platforms or all there are."""
+        from .registry.pull import pull
+
+        self._check(destination)
+        async with self._registry(source, ask) as registry:
+            async with self._under(namespace, lease) as lease:
+                await report(Progress(event=f"Resolving from {source.reference}"))
+                target = await pull(self.content, namespace, registry, destination, report, lease)
+                named = [(name, target) for name in names_of(destination, target)]
+                images = await self._store(namespace, named, destination, report, lease)
+        await report(Progress(event=f"Completed pull from {source.reference}"))
+        return images
+
+    async def push(
+        self,
+        namespace: str,
+        source: ImageStore,
+        destination: RegistryPlace,
+        ask: "AskCredentials",
+        report: Report,
+    ) -> None:
+        """Bring an image to a registry, for the source's platforms or all that it lists."""
+        from .registry.push import push
+
+        target = self._images.get(namespace, source.name).target
+        async with self._registry(destination, ask) as registry:
+            await report(Progress(event=f"Pushing to {destination.reference}"))
+            await push(self.content, namespace, registry, target, source.platforms, report)
+        await report(
+            Progress(event=f"Completed push to {destination.reference}", descriptor=target)
+        )
+
     # -- inside
+
+    @asynccontextmanager
+    async def _registry(
+        self, place: RegistryPlace, ask: "AskCredentials"
+    ) -> AsyncGenerator["Registry"]:
+        # Imported when the first registry is asked for: the daemon should be up at once.
+        from .registry.client import open_registry
+        from .registry.hosts import hosts_of, parse_remote
+
+        remote = parse_remote(place.reference)
+        hosts = await trio.to_thread.run_sync(hosts_of, remote, place.hosts, place.scheme)
+        async with open_registry(remote, hosts, ask, place.headers) as registry:
+            yield registry
 
     @asynccontextmanager
     async def _under(self, namespace: str, lease: str) -> AsyncGenerator[str]:

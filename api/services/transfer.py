@@ -6,6 +6,8 @@ on streams that the client has opened beside (`streaming.py`).
 
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
 
 import trio
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -13,11 +15,13 @@ from google.protobuf.empty_pb2 import Empty
 
 from ...actors.errors import Cancelled, InvalidArgument, Unimplemented
 from ...storage.platform import Platform, host, normalize
+from ...storage.registry.auth import AskCredentials, Credentials, no_credentials
 from ...storage.transfer import (
     Export,
     ImageStore,
     Progress,
     Reference,
+    RegistryPlace,
     Report,
     Transfers,
     Unpack,
@@ -75,11 +79,47 @@ class _Move:
                     self._report,
                     lease=self._lease,
                 )
+            case "OCIRegistry", "ImageStore":
+                async with self._place(source) as (place, ask):
+                    await self._transfers.pull(
+                        self._namespace,
+                        place,
+                        _store(destination),
+                        ask,
+                        self._report,
+                        lease=self._lease,
+                    )
+            case "ImageStore", "OCIRegistry":
+                async with self._place(destination) as (place, ask):
+                    await self._transfers.push(
+                        self._namespace, _store(source), place, ask, self._report
+                    )
             case _:
                 raise Unimplemented(
                     f"method Transfer not implemented for {source.type_url[:200]}"
                     f" to {destination.type_url[:200]}"
                 )
+
+    @asynccontextmanager
+    async def _place(
+        self, message: AnyMessage
+    ) -> AsyncGenerator[tuple[RegistryPlace, AskCredentials]]:
+        """The registry, and what asks the client for credentials on the stream it named."""
+        registry = unpacked(message, types.OCIRegistry)
+        resolver = registry.resolver
+        if resolver.http_debug != types.DISABLED:
+            raise Unimplemented("http_debug of a registry: not implemented")
+        place = RegistryPlace(
+            reference=registry.reference,
+            headers=dict(resolver.headers),
+            hosts=Path(resolver.host_dir) if resolver.host_dir else None,
+            scheme=resolver.default_scheme,
+        )
+        if not resolver.auth_stream:
+            yield place, no_credentials
+            return
+        with self._streams.take(self._namespace, resolver.auth_stream) as stream:
+            yield place, partial(_ask, stream, registry.reference)
 
     async def _import(self, source: types.ImageImportStream, destination: ImageStore) -> None:
         if source.force_compress:
@@ -110,6 +150,24 @@ async def _reporting(streams: Streams, context: Context, name: str) -> AsyncGene
         return
     with streams.take(context.namespace(), name) as stream:
         yield _Reporter(stream).report
+
+
+async def _ask(stream: OpenStream, reference: str, host_name: str) -> Credentials:
+    """What the client has for a registry's host."""
+    await stream.send(types.AuthRequest(host=host_name, reference=reference))
+    answer = await stream.receive()
+    if answer is None:
+        return Credentials()
+    given = unpacked(answer, types.AuthResponse)
+    match given.authType:
+        case types.CREDENTIALS:
+            return Credentials(username=given.username, secret=given.secret)
+        case types.REFRESH:
+            return Credentials(secret=given.secret)
+        case types.HEADER:
+            return Credentials(header=given.secret)
+        case _:
+            return Credentials()
 
 
 async def _silent(_: Progress) -> None:

@@ -1,0 +1,1 @@
+"""Registries: images pulled from and pushed to servers that speak the OCI distribution API."""
