@@ -10,7 +10,7 @@ from typing import Any, Final
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from ..actors.errors import InvalidArgument
@@ -94,6 +94,19 @@ def _fill_one(message: Message, value: Any) -> None:
             _fill(message, value)  # pyright: ignore[reportUnknownArgumentType]
         case _:
             raise TypeError(f"{message.DESCRIPTOR.full_name} cannot hold {value!r}")
+
+
+def container_of(event: AnyMessage) -> str:
+    """The container that an event of containerd's is about; empty when it is about none."""
+    kind = type_name(event.type_url).rpartition(".")[2]
+    found = events_pb2.DESCRIPTOR.message_types_by_name.get(kind)
+    if found is None or "container_id" not in found.fields_by_name:
+        return ""
+    try:
+        message = message_factory.GetMessageClass(found).FromString(event.value)
+    except DecodeError as error:
+        raise InvalidArgument(f"{event.type_url}: {error}") from error
+    return str(getattr(message, found.fields_by_name["container_id"].name))
 
 
 def unpack(any_message: AnyMessage, *kinds: type[Message]) -> Message:

@@ -12,6 +12,7 @@ next host with the same root and state takes them up again.
 import os
 import shutil
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -30,6 +31,7 @@ from ..actors.exits import KILL
 from ..actors.reference import Ref
 from ..actors.system import System
 from ..runtime.cgroup import layout
+from ..runtime.foreign import Foreign
 from ..runtime.ground import Ground
 from ..runtime.launch import Launcher, Wanted
 from ..runtime.oci import find_program
@@ -68,6 +70,7 @@ from ..supervision.tree import Node, look
 from ..supervision.verbs import start_child
 from . import logfiles
 from .config import Config, load
+from .foreignshim import ShimWire
 from .identity import lasting_uuid
 from .log import set_up_logging
 from .newtask import NewTasks
@@ -376,7 +379,7 @@ async def open_host(config: Config, serving: Serving | None = None) -> AsyncGene
             System.open(stop_within_s=config.shutdown_within_s) as system,
             Store.open(config.root / DATABASE_NAME, events_kept_max=config.events_kept) as store,
         ):
-            host = await build(config, system, store)
+            host = await build(config, system, store, serves=serving is not None)
             await host.leases.end_jobs()
             host.root = await open_tree(host.plan(serving))
             try:
@@ -399,8 +402,8 @@ async def fall_with(root: Ref[Any]) -> None:
     raise HostFailed(f"the tree ended: {reason}")
 
 
-async def build(config: Config, system: System, store: Store) -> Host:
-    """The rooms' verbs over one store, before anything runs."""
+async def build(config: Config, system: System, store: Store, *, serves: bool = False) -> Host:
+    """The rooms' verbs over one store, before anything runs. `serves`: it will have sockets."""
     workers = Workers(config.workers, spawn=partial(_spawn, system, WORKERS, Worker))
     drivers: list[Driver] = [Native(workers)]
     overlay = await Overlay.probe(config.root)
@@ -421,13 +424,15 @@ async def build(config: Config, system: System, store: Store) -> Host:
     images, containers = Images(store), Containers(store)
     leases = Leases(store)
     image_keeper = ImageKeeper(content, images, leases, workers)
-    task_faults = TaskFaults(store, config.state)
+    foreign = _foreign(config) if serves else None
+    task_faults = TaskFaults(store, config.state, spawn_shim, foreign)
     ground = Ground(
         store=store,
         state=config.state,
         spawn_shim=spawn_shim,
         faults=task_faults,
         log_binaries=config.log_binaries,
+        foreign=foreign,
     )
     start_task = partial(start_child, system.at(TASKS))
     start_exec = partial(start_child, system.at(EXECS))
@@ -481,6 +486,11 @@ async def build(config: Config, system: System, store: Store) -> Host:
         start_exec=start_exec,
         started_at_ns=time.time_ns(),
     )
+
+
+def _foreign(config: Config) -> Foreign:
+    publish_binary = os.path.abspath(sys.argv[0])
+    return Foreign(wire=ShimWire(), address=config.address, publish_binary=publish_binary)
 
 
 async def _spawn(system: System, supervisor: str, kind: type[Actor], *args: Any) -> Ref[Any]:

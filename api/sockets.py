@@ -77,7 +77,7 @@ class Sockets(Actor):
         super().__init__()
         self._address = Path(host.config.address)
         self._grpc = GrpcServer(services(host))
-        self._ttrpc = TtrpcServer([events.ttrpc_service(host.events)])
+        self._ttrpc = TtrpcServer([events.ttrpc_service(host.events, host.tasks)])
         self._servers: dict[Path, GrpcServer | TtrpcServer] = {
             self._address: self._grpc,
             Path(f"{self._address}{TTRPC_SUFFIX}"): self._ttrpc,

@@ -200,6 +200,10 @@ class TtrpcClient:
             with trio.move_on_after(_CLOSE_WITHIN_S, shield=True):
                 await self._frames.transport.aclose()
 
+    async def aclose(self) -> None:
+        """End the connection; what waits for an answer is told that it will not come."""
+        await trio.aclose_forcefully(self._frames.transport)
+
     async def call(
         self,
         service: str,

@@ -53,6 +53,10 @@ def adopt(container: Container) -> None:
         container.config = container.read_config()
     except InvalidArgument:
         _must_have_ended(container.bundle)
+    try:
+        container.join_cgroup()
+    except NotFound:
+        pass  # its client has removed it since
     container.isolate()
     container.removing = saved["removing"]
     adoption = _Adoption(container)

@@ -12,11 +12,12 @@ import errno
 import os
 import re
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Final
 
+from ..actors.errors import NotFound
 from . import procfs
 
 UNIFIED_KEY: Final = ""
@@ -72,6 +73,34 @@ def directories(pid: int) -> dict[str, str]:
                 below = path if root == "/" else path.removeprefix(root)
                 found[key] = point + below.rstrip("/")
     return found
+
+
+def join(name: str, pid: int) -> list[str]:
+    """Moves a process into a cgroup, by its name in each tree that has it; where it was before.
+
+    NotFound when no tree has one of that name.
+    """
+    mounted = hierarchies(Path("/proc/self/mountinfo").read_text())
+    before = {
+        key: path for keys, path in procfs.cgroup_paths(pid).items() for key in keys.split(",")
+    }
+    joined: list[str] = []
+    for key, (point, root) in mounted.items():
+        directory = f"{point}/{name.strip('/')}"
+        if not os.path.isdir(directory):
+            continue
+        _write(directory, "cgroup.procs", f"{pid}")
+        path = before.get(key, "/")
+        joined.append(point + (path if root == "/" else path.removeprefix(root)))
+    if not joined:
+        raise NotFound(f"cgroup {name}: not found")
+    return joined
+
+
+def leave(before: Sequence[str], pid: int) -> None:
+    """Moves a process back to where it was before `join`."""
+    for directory in before:
+        _write(directory, "cgroup.procs", f"{pid}")
 
 
 def subtree(directory: str) -> Iterator[str]:

@@ -91,6 +91,7 @@ class Container:
         self.runner = Runner(poller, bundle, sealed, pins)
         self._memory: MemoryWatch | None = None
         self._deleting: set[str] = set()
+        self._home_cgroups: list[str] = []
         self._host_namespace = host_namespace
         # What a dead shim began and we saw fail, by exec id: for `settle`.
         self.failures: dict[str, str] = {}
@@ -115,6 +116,7 @@ class Container:
         try:
             self.runtime = self._make_runtime(options)
             self.config = self.read_config()
+            self.join_cgroup()
             self.isolate()
             os.makedirs(f"{self.bundle}/rootfs", exist_ok=True)
             self.save()
@@ -359,7 +361,17 @@ class Container:
             systemd_cgroup=bool(options.get("systemd_cgroup")),
             no_pivot_root=bool(options.get("no_pivot_root")),
             no_new_keyring=bool(options.get("no_new_keyring")),
+            shim_cgroup=str(options.get("shim_cgroup", "")),
         )
+
+    def join_cgroup(self) -> None:
+        """Takes us into the cgroup that the client has for the shim, if it has one."""
+        if self.chosen.shim_cgroup:
+            self._home_cgroups = cgroup.join(self.chosen.shim_cgroup, os.getpid())
+
+    def _leave_cgroup(self) -> None:
+        cgroup.leave(self._home_cgroups, os.getpid())
+        self._home_cgroups = []
 
     def read_config(self) -> dict[str, Any]:
         """The bundle's config, its oom score made one that may be set."""
@@ -622,6 +634,7 @@ class Container:
             process.release()
         self.processes = {"": self.processes[""]}
         self.pins.clear()
+        self._leave_cgroup()
 
     def _forget_bundle(self) -> None:
         mounts.unmount_all(f"{self.bundle}/rootfs")
@@ -655,6 +668,7 @@ class Container:
         self.directories = {}
         self.processes.clear()
         self.pins.clear()
+        self._leave_cgroup()
         self._forget_bundle()
         self.save()
 

@@ -39,8 +39,9 @@ from .records import (
     process_key,
     task_name,
 )
-from .shimclient import Exited, ProcessState, ShimClient
+from .shimclient import Exited, ProcessState
 from .shimlink import insist, ride_out
+from .shimverbs import Shim
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -240,7 +241,7 @@ class Exec(Actor):
         self._record = record
         return pid
 
-    async def _start_in_shim(self, client: ShimClient) -> int:
+    async def _start_in_shim(self, client: Shim) -> int:
         limits = self._ground.limits
         try:
             spec, stdio = self._record.spec, self._record.stdio
@@ -271,7 +272,7 @@ class Exec(Actor):
             return  # containerd's clients ask it of any process
         await insist(self._client, lambda client: self._forward_to(client, step))
 
-    async def _forward_to(self, client: ShimClient, step: Kill | Resize | CloseStdin) -> None:
+    async def _forward_to(self, client: Shim, step: Kill | Resize | CloseStdin) -> None:
         timeout_s = self._ground.limits.shim_within_s
         match step:
             case Kill():
@@ -300,7 +301,7 @@ class Exec(Actor):
         answer = self._record.exit or ExitRecord(pid=0, status=0, exited_at_ns=0)
         raise StopActor(NORMAL, answer=answer)
 
-    async def _delete_from(self, client: ShimClient) -> None:
+    async def _delete_from(self, client: Shim) -> None:
         failpoints.passed("exec.delete.shim")
         await client.delete(self._id, timeout_s=self._ground.limits.runtime_within_s)
         failpoints.passed("exec.delete.deleted")
@@ -329,7 +330,7 @@ class Exec(Actor):
         for step in steps_to_truth(self._record.state, process):
             await self._learn(step)
 
-    async def _client(self) -> ShimClient:
+    async def _client(self) -> Shim:
         return await self._ground.client(task_name(self._namespace, self._task_id))
 
     def _fields(self) -> dict[str, str]:

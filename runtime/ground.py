@@ -9,10 +9,12 @@ from pathlib import Path
 
 import trio
 
-from ..actors.errors import Unavailable
+from ..actors.errors import Unavailable, Unimplemented
 from ..storage.store import Store
-from .shimclient import ShimClient
-from .shimlink import ShimLink, SpawnShim
+from .foreign import NO_SOCKET, Foreign, ForeignShims, find_binary, is_foreign, left_shims
+from .records import TaskRecord
+from .shimlink import ShimLink
+from .shimverbs import OwnShims, Shim, ShimSource, SpawnShim
 from .taskfaults import TaskFaults
 
 ASK_AGAIN_S = 0.005
@@ -51,12 +53,14 @@ class CaughtUp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ground:
-    """The store, the way to a new shim, what is in doubt, the links, the limits."""
+    """The store, the ways to a new shim, what is in doubt, the links, the limits."""
 
     store: Store
     state: Path
     spawn_shim: SpawnShim
     faults: TaskFaults
+    foreign: Foreign | None = None
+    """How shims are run that are not ours; None where no socket hears them."""
     limits: Limits = Limits()
     log_binaries: Path = Path("/usr/local/lib/holdfast/loggers")
     """The folder whose programs `binary://` may name."""
@@ -64,7 +68,30 @@ class Ground:
     """By the name of the task actor that owns the link."""
     caught_up: CaughtUp = field(default_factory=CaughtUp)
 
-    async def client(self, task_name: str) -> ShimClient:
+    def shims(self, record: TaskRecord) -> ShimSource:
+        """Where a task's shims come from."""
+        if not is_foreign(record.runtime):
+            return OwnShims(self.spawn_shim)
+        if self.foreign is None:
+            raise Unimplemented(f"runtime {record.runtime}: {NO_SOCKET}")
+        return ForeignShims(
+            self.foreign, record.runtime, record.namespace, record.id, record.options
+        )
+
+    async def left_shims(self, bundle: Path, namespace: str, id: str) -> ShimSource:
+        """Where the shim of a bundle comes from that no record tells of."""
+        return await trio.to_thread.run_sync(
+            left_shims, self.foreign, self.spawn_shim, bundle, namespace, id
+        )
+
+    async def check_runtime(self, name: str) -> None:
+        """Refuses a runtime's name that this host cannot serve."""
+        if is_foreign(name):
+            if self.foreign is None:
+                raise Unimplemented(f"runtime {name}: {NO_SOCKET}")
+            await trio.to_thread.run_sync(find_binary, name)
+
+    async def client(self, task_name: str) -> Shim:
         """The connection of a task; waits for a link that is down or an actor that restarts."""
         why = "its actor is not running"
         with trio.move_on_after(self.limits.link_within_s):

@@ -13,6 +13,9 @@ from .cgroup import UNIFIED_KEY, Directories, flat, number
 
 V1: Final = 1
 V2: Final = 2
+
+Counted = tuple[int | str, Mapping[str, Any] | bytes]
+"""V1 or V2 and the fields of that message; or a message's name and bytes, of a shim not ours."""
 TICK_NS: Final = 10_000_000
 
 _V1_MEMORY_RENAMED: Final[Mapping[str, str]] = {

@@ -28,6 +28,7 @@ class Runtime:
     """One OCI runtime as one container uses it.
 
     `program` is executed, `name` is told in errors. `root` is where it keeps its state.
+    `shim_cgroup` is not for it: there the shim is accounted for.
     """
 
     program: str
@@ -36,6 +37,7 @@ class Runtime:
     systemd_cgroup: bool = False
     no_pivot_root: bool = False
     no_new_keyring: bool = False
+    shim_cgroup: str = ""
 
     def create(self, id: str, bundle: str, pid_file: str, console: str, log: str) -> list[str]:
         """Makes the container; its first process waits to be started."""

@@ -70,7 +70,11 @@ class ExitRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRecord:
-    """A task. `exit` is set exactly in STOPPED; `pid` from CREATED on."""
+    """A task. `exit` is set exactly in STOPPED; `pid` from CREATED on.
+
+    `runtime` is the name in the container's record, or the path of a shim's binary; it is empty for
+    a task that was recorded before names were heeded, and means our own shim.
+    """
 
     namespace: str
     id: str
@@ -79,6 +83,7 @@ class TaskRecord:
     stdio: Stdio
     rootfs: Sequence[Mount] = ()
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    runtime: str = ""
     pid: int = 0
     exit: ExitRecord | None = None
 
@@ -99,6 +104,7 @@ class TaskRecord:
             "stdio": stdio_to_record(self.stdio),
             "rootfs": [mount.to_record() for mount in self.rootfs],
             "options": dict(self.options),
+            "runtime": self.runtime,
             "pid": self.pid,
             "exit": None if self.exit is None else self.exit.to_record(),
         }
@@ -115,6 +121,7 @@ class TaskRecord:
                 stdio=Stdio(**record["stdio"]),
                 rootfs=[Mount.from_record(mount) for mount in record["rootfs"]],
                 options=cast(Mapping[str, Any], record["options"]),
+                runtime=str(record.get("runtime", "")),
                 pid=int(record["pid"]),
                 exit=_exit(record["exit"]),
             )

@@ -22,7 +22,7 @@ from . import ledger, task
 from .bundle import BundleName, bundle_path, leftovers, remove_bundle
 from .ground import Ground
 from .records import EXEC, TASK, ExecRecord, TaskRecord
-from .shimclient import ShimClient
+from .shimverbs import opened
 from .taskfaults import BUNDLE
 from .tasks import StartChild, exec_child, task_child
 
@@ -126,13 +126,15 @@ class Recovery:
         """A task that was deleted down to its shim and bundle. A live process is not ours to
         end: its record may have been lost, and then somebody misses it."""
         bundle = bundle_path(self._ground.state, name.namespace, name.id)
+        source = await self._ground.left_shims(bundle, name.namespace, name.id)
+        within_s = self._ground.limits.shim_within_s
         lives = False
         try:
-            async with ShimClient.open(bundle) as client:
-                state = await client.state()
+            async with opened(source, bundle) as shim:
+                state = await shim.state(timeout_s=within_s)
                 lives = any(process.status != "stopped" for process in state.processes.values())
                 if not lives:
-                    await client.shutdown()
+                    await shim.shutdown(timeout_s=within_s)
         except* Refusal:
             pass  # no shim listens
         if lives:

@@ -19,7 +19,7 @@ import subprocess
 import sys
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -29,6 +29,8 @@ from ..actors import failpoints
 from ..actors.errors import NotFound, Unavailable
 from .connection import Connection
 from .guarantee import Guarantee, Level
+from .metrics import Counted
+from .metrics import read as read_metrics
 from .stdio import Stdio
 
 SETTLES_SINCE = 2
@@ -56,7 +58,12 @@ class MountLike(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeOptions:
-    """What a client may choose about the OCI runtime. Empty means the host's default."""
+    """What a client may choose about the OCI runtime. Empty means the host's default.
+
+    `io_uid` and `io_gid` are taken and change nothing: they own the pipes that containerd's shim
+    makes, and a container of ours gets the client's FIFOs, which the OCI runtime gives to the
+    process's user. Without CRIU there is no use for its paths.
+    """
 
     binary_name: str = ""
     root: str = ""
@@ -65,6 +72,7 @@ class RuntimeOptions:
     no_new_keyring: bool = False
     io_uid: int = 0
     io_gid: int = 0
+    shim_cgroup: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,7 +260,7 @@ class ShimClient(Connection):
         namespace: str,
         rootfs: Sequence[MountLike],
         stdio: Stdio,
-        options: RuntimeOptions | None = None,
+        options: RuntimeOptions | Mapping[str, Any] | None = None,
         timeout_s: float = RUNTIME_TIMEOUT_S,
     ) -> int:
         """Creates the container of the bundle's config.json; gives its first process's pid."""
@@ -265,7 +273,7 @@ class ShimClient(Connection):
                 {"type": m.type, "source": m.source, "target": m.target, "options": list(m.options)}
                 for m in rootfs
             ],
-            options=asdict(options or RuntimeOptions()),
+            options=asdict(_options(options)),
             within_s=timeout_s,
             **asdict(stdio),
         )
@@ -316,8 +324,18 @@ class ShimClient(Connection):
         """Thaws the container."""
         await self.call("resume", timeout_s=timeout_s)
 
-    async def update(self, resources: bytes, *, timeout_s: float = RUNTIME_TIMEOUT_S) -> None:
-        """Changes the limits to those of an OCI resources object in JSON."""
+    async def update(
+        self,
+        resources: bytes,
+        *,
+        annotations: Mapping[str, str] | None = None,
+        timeout_s: float = RUNTIME_TIMEOUT_S,
+    ) -> None:
+        """Changes the limits to those of an OCI resources object in JSON.
+
+        Annotations are for runtimes that heed them; ours do not.
+        """
+        _ = annotations
         await self.call("update", timeout_s=timeout_s, resources=resources, within_s=timeout_s)
 
     async def pids(self, *, timeout_s: float = CALL_TIMEOUT_S) -> list[tuple[int, str | None]]:
@@ -365,20 +383,37 @@ class ShimClient(Connection):
             raise NotFound(f'process "{exec_id}": not found')
         return processes[exec_id]
 
+    async def metrics(self, *, timeout_s: float = CALL_TIMEOUT_S) -> Counted:
+        """What the container's cgroups count."""
+        state = await self.state(timeout_s=timeout_s)
+        return await trio.to_thread.run_sync(read_metrics, state.cgroups)
+
     async def shutdown(self, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
         """Ends the shim; refused (FailedPrecondition) while it has a live process."""
         await self.call("shutdown", timeout_s=timeout_s)
 
 
-def _process(fields: Mapping[str, Any]) -> ProcessState:
+def known_options(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Those of a client's options that our runtimes heed."""
+    known = {field.name for field in fields(RuntimeOptions)}
+    return {name: value for name, value in options.items() if name in known}
+
+
+def _options(options: RuntimeOptions | Mapping[str, Any] | None) -> RuntimeOptions:
+    if isinstance(options, RuntimeOptions):
+        return options
+    return RuntimeOptions(**known_options(options or {}))
+
+
+def _process(told: Mapping[str, Any]) -> ProcessState:
     return ProcessState(
-        exec_id=fields["exec_id"],
-        status=fields["status"],
-        pid=fields["pid"],
-        stdio=Stdio(**fields["stdio"]),
-        exit_status=fields["exit_status"],
-        exited_at_ns=fields["exited_at_ns"],
-        lost=fields["lost"],
+        exec_id=told["exec_id"],
+        status=told["status"],
+        pid=told["pid"],
+        stdio=Stdio(**told["stdio"]),
+        exit_status=told["exit_status"],
+        exited_at_ns=told["exited_at_ns"],
+        lost=told["lost"],
     )
 
 

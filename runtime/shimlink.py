@@ -5,15 +5,15 @@
                                     +--+ with growing pauses, the reason in sight
 
 When the connection is lost, the link connects anew; when nothing listens, the shim is dead, and
-the fork server is asked for one that adopts what the dead one left. A shim holds nothing that the
-kernel and the bundle do not hold too, so that one which is stopped is ended and replaced like a
+its source is asked for one that adopts what the dead one left. A shim of ours holds nothing that
+the kernel and the bundle do not hold too, so that one which is stopped is ended and replaced like a
 dead one: `look` does that, which the minder calls for every link.
 """
 
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import structlog
 import trio
@@ -21,7 +21,8 @@ import trio
 from ..actors.errors import NotFound, Refusal, Unavailable
 from . import procfs
 from .shim import LOCK_NAME
-from .shimclient import ShimClient, ShimEvent, ShimState
+from .shimclient import ShimEvent, ShimState
+from .shimverbs import Shim, ShimSource, is_dead
 
 R = TypeVar("R")
 
@@ -36,8 +37,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 async def ride_out(
-    connect: Callable[[], Awaitable[ShimClient]],
-    begin: Callable[[ShimClient], Awaitable[int]],
+    connect: Callable[[], Awaitable[Shim]],
+    begin: Callable[[Shim], Awaitable[int]],
     exec_id: str = "",
     *,
     no_effect: str = "",
@@ -69,9 +70,7 @@ async def ride_out(
             begun = True
 
 
-async def insist(
-    connect: Callable[[], Awaitable[ShimClient]], ask: Callable[[ShimClient], Awaitable[R]]
-) -> R:
+async def insist(connect: Callable[[], Awaitable[Shim]], ask: Callable[[Shim], Awaitable[R]]) -> R:
     """Asks a shim for what may be done twice, and the next one when the shim dies over it."""
     while True:
         client = await connect()
@@ -82,20 +81,14 @@ async def insist(
                 raise
 
 
-class SpawnShim(Protocol):
-    """Asks the fork server for a shim; returns when its socket listens."""
-
-    def __call__(self, bundle: Path, /, *, adopt: bool = False) -> Awaitable[object]: ...
-
-
 class ShimLink:
     """One task's link. Its owner runs `keep_up` in a task; anybody asks for the `client`."""
 
-    def __init__(self, bundle: Path, spawn_shim: SpawnShim, attach_within_s: float) -> None:
+    def __init__(self, bundle: Path, source: ShimSource, attach_within_s: float) -> None:
         self._bundle = bundle
-        self._spawn_shim = spawn_shim
+        self._source = source
         self._attach_within_s = attach_within_s
-        self._client: ShimClient | None = None
+        self._client: Shim | None = None
         self._changed = trio.Event()
         self.ended = False
         """Its owner has left it; an actor that restarts brings a link of its own."""
@@ -112,7 +105,7 @@ class ShimLink:
         """The connected shim's process id, for whoever looks at the processes."""
         return None if self._client is None else self._client.pid
 
-    async def client(self, within_s: float) -> ShimClient:
+    async def client(self, within_s: float) -> Shim:
         """The connected client; Unavailable with the reason when there is none in time."""
         client = self._live()
         if client is None:
@@ -155,13 +148,13 @@ class ShimLink:
             finally:
                 os.close(pidfd)
 
-    async def client_or_end(self) -> ShimClient | None:
+    async def client_or_end(self) -> Shim | None:
         """The connected client, whenever that is; None when there will be none any more."""
         while (client := self._live()) is None and not self.ended and not self.bundle_lost:
             await self._changed.wait()
         return client
 
-    def _live(self) -> ShimClient | None:
+    def _live(self) -> Shim | None:
         """The client, unless its connection was lost, which `keep_up` is about to see."""
         return None if self._client is None or self._client.closed.is_set() else self._client
 
@@ -226,25 +219,25 @@ class ShimLink:
         if client is not None:
             await client.aclose()
 
-    async def _connect(self, fresh: bool) -> ShimClient:
+    async def _connect(self, fresh: bool) -> Shim:
         with trio.move_on_after(self._attach_within_s):
             if fresh:
-                await self._spawn_shim(self._bundle)
-                return await ShimClient.connect(self._bundle)
+                await self._source.spawn(self._bundle)
+                return await self._source.connect(self._bundle)
             try:
-                return await ShimClient.connect(self._bundle)
+                return await self._source.connect(self._bundle)
             except Unavailable as error:
-                if not isinstance(error.__cause__, ConnectionRefusedError | FileNotFoundError):
+                if not is_dead(error):
                     raise
             if not self._bundle.is_dir():
                 raise Unavailable(f"no bundle {self._bundle}")
-            await self._spawn_shim(self._bundle, adopt=True)
-            return await ShimClient.connect(self._bundle)
+            await self._source.spawn(self._bundle, adopt=True)
+            return await self._source.connect(self._bundle)
         raise Unavailable(f"no shim within {self._attach_within_s} s")
 
     async def _serve(
         self,
-        client: ShimClient,
+        client: Shim,
         on_event: Callable[[ShimEvent], None],
         on_seen: Callable[[ShimState], None] | None,
     ) -> bool:
@@ -267,7 +260,7 @@ class ShimLink:
                 self._set(client, "")
         return told
 
-    def _set(self, client: ShimClient | None, why_down: str) -> None:
+    def _set(self, client: Shim | None, why_down: str) -> None:
         self._client = client
         self.why_down = why_down
         self._changed.set()

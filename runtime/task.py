@@ -24,7 +24,7 @@ the whole bundle says that a process has ended.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import time_ns
 from typing import Any, assert_never
@@ -61,8 +61,9 @@ from .records import (
     process_key,
     task_name,
 )
-from .shimclient import Exited, OutOfMemory, RuntimeOptions, ShimClient, ShimEvent, ShimState
+from .shimclient import Exited, OutOfMemory, ShimEvent, ShimState
 from .shimlink import ShimLink, insist, ride_out
+from .shimverbs import Shim
 
 SIGKILL = 9
 CLEANUP_WITHIN_S = 15.0
@@ -123,6 +124,7 @@ class Update(Request[None]):
     """Change the limits to an OCI resources object in JSON. Sent by the Tasks verbs."""
 
     resources: bytes
+    annotations: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,7 +290,8 @@ class Task(Actor):
         self._record = TaskRecord.from_record(self._namespace, self._id, found)
         self._bundle = Path(self._record.bundle)
         limits = self._ground.limits
-        self._link = ShimLink(self._bundle, self._ground.spawn_shim, limits.attach_within_s)
+        source = self._ground.shims(self._record)
+        self._link = ShimLink(self._bundle, source, limits.attach_within_s)
         self._ground.links[self._record.name] = self._link
         if self._record.state in HALFWAY:
             self.spawn_task(self._delete_unasked)
@@ -376,14 +379,14 @@ class Task(Actor):
         self._record = record
         return pid
 
-    async def _create_in_shim(self, client: ShimClient) -> int:
+    async def _create_in_shim(self, client: Shim) -> int:
         failpoints.reach("task.create.shim")
         return await client.create(
             id=self._id,
             namespace=self._namespace,
             rootfs=self._record.rootfs,
             stdio=self._record.stdio,
-            options=RuntimeOptions(**self._record.options),
+            options=self._record.options,
             timeout_s=self._ground.limits.runtime_within_s,
         )
 
@@ -443,7 +446,7 @@ class Task(Actor):
         except Unavailable as error:
             log.info("task.unseen", **self._fields(), reason=str(error))
 
-    async def _client(self) -> ShimClient:
+    async def _client(self) -> Shim:
         return await self._link.client(self._ground.limits.link_within_s)
 
     async def _forward(self, step: Kill | Update | Resize | CloseStdin) -> None:
@@ -453,9 +456,7 @@ class Task(Actor):
             return  # containerd's clients ask it of any process
         await insist(self._client, lambda client: self._forward_to(client, step))
 
-    async def _forward_to(
-        self, client: ShimClient, step: Kill | Update | Resize | CloseStdin
-    ) -> None:
+    async def _forward_to(self, client: Shim, step: Kill | Update | Resize | CloseStdin) -> None:
         limits = self._ground.limits
         match step:
             case Kill():
@@ -464,7 +465,11 @@ class Task(Actor):
                 await client.kill(step.signal, all=step.all, timeout_s=timeout_s)
                 failpoints.passed("task.kill.killed")
             case Update():
-                await client.update(step.resources, timeout_s=limits.runtime_within_s)
+                await client.update(
+                    step.resources,
+                    annotations=step.annotations,
+                    timeout_s=limits.runtime_within_s,
+                )
             case Resize():
                 await client.resize(step.width, step.height, timeout_s=limits.shim_within_s)
             case CloseStdin():
@@ -537,7 +542,7 @@ class Task(Actor):
             return exit  # an earlier delete got this far and was cut short
         return self._record.exit or exit_record(deleted, self._record.pid)
 
-    async def _delete_from(self, client: ShimClient) -> Exited:
+    async def _delete_from(self, client: Shim) -> Exited:
         if self._record.state is State.DELETING:
             await self._kill_created(client)
         failpoints.passed("task.delete.shim")
@@ -545,7 +550,7 @@ class Task(Actor):
         failpoints.passed("task.delete.deleted")
         return deleted
 
-    async def _kill_created(self, client: ShimClient) -> None:
+    async def _kill_created(self, client: Shim) -> None:
         limits = self._ground.limits
         try:
             await client.kill(SIGKILL, timeout_s=limits.shim_within_s)

@@ -15,7 +15,7 @@ for the new one. A hung shim holds up the verbs of its own task, each until its 
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from time import time_ns
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -43,9 +43,9 @@ from ..supervision.spec import ChildSpec, Restart
 from . import exec, ledger, task
 from .bundle import bundle_path, parse_config
 from .exits import Exits
+from .foreign import FOREIGN_TOPICS
 from .ground import Ground
 from .loguri import check_binaries, logs_of
-from .metrics import read as read_metrics
 from .records import (
     EXEC,
     STATUS_LOST,
@@ -56,8 +56,10 @@ from .records import (
     State,
     TaskRecord,
     process_key,
+    task_name,
 )
-from .shimclient import RuntimeOptions, ShimClient
+from .shimclient import OutOfMemory
+from .shimverbs import Shim
 from .stdio import Stdio
 
 R = TypeVar("R")
@@ -94,11 +96,20 @@ class Spec(Protocol):
     def value(self) -> bytes: ...
 
 
+class Runtime(Protocol):
+    """Which runtime a container record asks for."""
+
+    @property
+    def name(self) -> str: ...
+
+
 class Container(Protocol):
     """What a task needs of a container record."""
 
     @property
     def spec(self) -> Spec | None: ...
+    @property
+    def runtime(self) -> Runtime: ...
 
 
 class ContainerSource(Protocol):
@@ -134,9 +145,10 @@ class TaskMetrics(NamedTuple):
 
     id: str
     collected_at_ns: int
-    version: int
-    """metrics.V1 or metrics.V2: which of containerd's messages the fields make."""
-    fields: Mapping[str, Any]
+    version: int | str
+    """metrics.V1 or metrics.V2: which of containerd's messages the fields make. A shim that is not
+    ours gives a message of that name, in bytes."""
+    fields: Mapping[str, Any] | bytes
 
 
 class Tasks:
@@ -170,10 +182,16 @@ class Tasks:
         rootfs: Sequence[Mount] = (),
         stdio: Stdio | None = None,
         options: Mapping[str, Any] | None = None,
+        runtime: str = "",
     ) -> int:
-        """Make the task, created and not started; its pid. The intent is on disk first."""
+        """Make the task, created and not started; its pid. The intent is on disk first.
+
+        `runtime` replaces the one of the container's record. The options are for it.
+        """
         config = self._spec(namespace, id)
         await self._check_stdio(stdio)
+        runtime = runtime or self._containers.get(namespace, id).runtime.name
+        await self._ground.check_runtime(runtime)
         record = TaskRecord(
             namespace=namespace,
             id=id,
@@ -181,7 +199,8 @@ class Tasks:
             bundle=str(bundle_path(self._ground.state, namespace, id)),
             stdio=stdio or Stdio(),
             rootfs=rootfs,
-            options=_runtime_options(options or {}),
+            options=options or {},
+            runtime=runtime,
         )
         # Shielded: a create that is withdrawn halfway would leave an intent without an owner.
         with trio.CancelScope(shield=True):
@@ -235,11 +254,11 @@ class Tasks:
     ) -> None:
         """Change the limits to an OCI resources object in JSON. Annotations are for runtimes
         that heed them; ours does not."""
-        _ = annotations
         name = self._task(namespace, id).name
         parse_config(resources)
         within_s = self._ground.limits.runtime_within_s
-        await self._ask(name, task.Update(resources=resources), within_s)
+        step = task.Update(resources=resources, annotations=annotations or {})
+        await self._ask(name, step, within_s)
 
     async def resize_pty(
         self, namespace: str, id: str, exec_id: str, width: int, height: int
@@ -338,8 +357,7 @@ class Tasks:
         async def read(record: TaskRecord) -> None:
             try:
                 client = await self._client(record)
-                state = await client.state(timeout_s=METRICS_WITHIN_S)
-                version, used = await trio.to_thread.run_sync(read_metrics, state.cgroups)
+                version, used = await client.metrics(timeout_s=METRICS_WITHIN_S)
             except (Refusal, OSError):
                 return
             found[record.id] = TaskMetrics(record.id, time_ns(), version, used)
@@ -348,6 +366,19 @@ class Tasks:
             for record in chosen:
                 nursery.start_soon(read, record)
         return [found[record.id] for record in chosen if record.id in found]
+
+    # What shims tell that are not ours.
+
+    def hear(self, namespace: str, topic: str, id: str) -> bool:
+        """Takes in what a shim published; False when it is for the world as it stands.
+
+        Of a task's life the world hears from the task's actor, once and in order.
+        """
+        if topic == "/tasks/oom":
+            actor = self._system.whereis(task_name(namespace, id))
+            if actor is not None:
+                actor.cast(OutOfMemory())
+        return topic in FOREIGN_TOPICS
 
     # Inside.
 
@@ -407,7 +438,7 @@ class Tasks:
             return None
         return record.exit or ExitRecord(pid=record.pid, status=STATUS_LOST, exited_at_ns=time_ns())
 
-    async def _client(self, record: TaskRecord) -> ShimClient:
+    async def _client(self, record: TaskRecord) -> Shim:
         return await self._ground.client(record.name)
 
     async def _ask(
@@ -505,12 +536,6 @@ def exec_child(ground: Ground, record: ExecRecord) -> ChildSpec:
         args=(ground, record.namespace, record.task_id, record.id),
         name=record.name,
     )
-
-
-def _runtime_options(options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Those of the client's options that our runtimes heed."""
-    known = {field.name for field in fields(RuntimeOptions)}
-    return {name: value for name, value in options.items() if name in known}
 
 
 def _metrics_field(record: TaskRecord, path: Sequence[str]) -> tuple[str, bool]:

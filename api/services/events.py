@@ -7,8 +7,9 @@ events after that sequence number; `holdfast events --since` uses it.
 from google.protobuf.empty_pb2 import Empty
 
 from ...actors.errors import InvalidArgument
+from ...runtime.tasks import Tasks
 from ...storage.events import GAP_TYPE, Event, EventLog
-from ..anys import nanoseconds, pack, timestamp
+from ..anys import container_of, nanoseconds, pack, timestamp
 from ..grpc.call import Call, Context
 from ..grpc.service import Service, implement
 from ..proto.services import events_pb2 as pb
@@ -73,11 +74,13 @@ def _since(context: Context) -> int | None:
     return int(text)
 
 
-def ttrpc_service(events: EventLog) -> Service:
+def ttrpc_service(events: EventLog, tasks: Tasks) -> Service:
     """The twin that shims forward their events to."""
 
     async def forward(request: ttrpc_pb.ForwardRequest, _: Context) -> Empty:
         envelope = request.envelope
+        if tasks.hear(envelope.namespace, envelope.topic, container_of(envelope.event)):
+            return Empty()
         await events.publish(
             envelope.namespace,
             envelope.topic,

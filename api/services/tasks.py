@@ -8,6 +8,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
 
 from ...actors.errors import Unimplemented
+from ...runtime.foreign import is_foreign
 from ...runtime.metrics import V1, V2
 from ...runtime.stdio import Stdio
 from ...runtime.tasks import Exited, Process, TaskMetrics, Tasks
@@ -33,12 +34,15 @@ def service(tasks: Tasks, containers: Containers) -> Service:
         if request.HasField("checkpoint") and request.checkpoint.digest:
             raise Unimplemented("restore from a checkpoint: this host has no CRIU: not implemented")
         namespace, name = context.namespace(), request.container_id
+        container = containers.get(namespace, name)
+        runtime = request.runtime_path or container.runtime.name
         pid = await tasks.create(
             namespace,
             name,
             mounts_from(request.rootfs),
             _stdio(request),
-            _options(request.options) or container_options(containers.get(namespace, name)),
+            _options_for(runtime, request.options) or container_options(container, runtime),
+            runtime,
         )
         return pb.CreateTaskResponse(container_id=name, pid=pid)
 
@@ -173,7 +177,8 @@ def process_to(process: Process) -> task_types_pb2.Process:
 
 
 def metric_to(metrics: TaskMetrics) -> Metric:
-    name = METRICS_NAMES[metrics.version]
+    version = metrics.version
+    name = METRICS_NAMES[version] if isinstance(version, int) else version
     return Metric(
         timestamp=timestamp(metrics.collected_at_ns),
         id=metrics.id,
@@ -222,9 +227,17 @@ def _options(given: AnyMessage) -> Mapping[str, Any]:
     return {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}
 
 
-def container_options(container: Container) -> Mapping[str, Any]:
-    """The options of a container's runtime, by their names."""
+def container_options(container: Container, runtime: str = "") -> Mapping[str, Any]:
+    """The options of a container's runtime, for it or for another that takes its place."""
     options = container.runtime.options
     if options is None:
         return {}
-    return _options(AnyMessage(type_url=options.type_url, value=options.value))
+    given = AnyMessage(type_url=options.type_url, value=options.value)
+    return _options_for(runtime or container.runtime.name, given)
+
+
+def _options_for(runtime: str, given: AnyMessage) -> Mapping[str, Any]:
+    """By their names for our own shim; another gets them as they are."""
+    if not is_foreign(runtime):
+        return _options(given)
+    return {"type_url": given.type_url, "value": given.value} if given.type_url else {}

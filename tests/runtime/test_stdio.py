@@ -4,6 +4,7 @@ import json
 import os
 import pty as unix_pty
 import signal
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import trio
 
 from holdfast.actors.errors import InvalidArgument, NotFound, Unimplemented
+from holdfast.runtime import cgroup
 from holdfast.runtime.pins import Pins
 from holdfast.runtime.poller import Poller
 from holdfast.runtime.pty import Terminal
@@ -308,3 +310,48 @@ def test_a_terminal_lives_as_long_as_one_of_its_keepers(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="Input/output error"):
         os.write(slave, b"hung up")
     os.close(slave)
+
+
+@root
+async def test_a_user_who_is_not_root_may_open_the_streams_anew(house, settings) -> None:
+    task = await house.task(["/bin/sleep", "1000"])
+    await start(task, Stdio())
+    out = task.fifo("out")
+    os.chmod(out, 0o600)
+    house.root.chmod(0o755)
+    user = {**settings["user"], "uid": 1000, "gid": 1000}
+    args = ["/bin/sh", "-c", "echo again > /proc/self/fd/1"]
+    spec = json.dumps({**settings, "args": args, "user": user}).encode()
+    await task.client.exec("e", spec, Stdio(stdout=out))
+    await task.client.start("e")
+    assert (await task.exited("e")).status == 0
+    assert await read_to_end(out) == b"again\n"
+
+
+@root
+async def test_a_shim_is_in_the_cgroup_that_its_client_has_for_it(house) -> None:
+    name = f"holdfast-shim-{uuid.uuid4().hex[:8]}"
+    mounted = cgroup.hierarchies(Path("/proc/self/mountinfo").read_text())
+    point, _ = next(mounted[key] for key in ("pids", "cpuacct", "") if key in mounted)
+    made = Path(point, name)
+    made.mkdir()
+
+    def inside() -> list[int]:
+        return [int(pid) for pid in (made / "cgroup.procs").read_text().split()]
+
+    try:
+        task = await house.task(["/bin/sleep", "1000"])
+        with pytest.raises(NotFound, match="no-such"):
+            await task.create(options=RuntimeOptions(shim_cgroup="/no-such"))
+        pid = await task.create(options=RuntimeOptions(shim_cgroup=f"/{name}"))
+        assert inside() == [task.shim_pid]
+        os.kill(task.shim_pid, signal.SIGKILL)
+        await until(lambda: not inside())
+        await task.connect(adopt=True)
+        assert inside() == [task.shim_pid] != [pid]
+        await task.client.kill(9)
+        await task.exited()
+        await task.client.delete()
+        assert inside() == []
+    finally:
+        made.rmdir()

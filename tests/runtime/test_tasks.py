@@ -134,7 +134,7 @@ async def life(root: Path, busybox: Path, limits: Limits | None = None) -> Async
             store=store,
             state=root / "state",
             spawn_shim=spawn_shim,
-            faults=TaskFaults(store, root / "state"),
+            faults=TaskFaults(store, root / "state", spawn_shim),
             limits=limits or Limits(),
         )
         start_task = partial(start_child, system.at("tasks"))

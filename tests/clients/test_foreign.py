@@ -1,0 +1,364 @@
+"""Containers under Debian's own shim, started and supervised by the daemon; `ctr` asks for it.
+
+By the path of its binary, and by a name that means a binary in PATH.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from bench.daemons import Daemon, running
+from examples import busybox_image
+from google.protobuf.any_pb2 import Any as AnyMessage
+
+from holdfast.actors.failpoints import VARIABLE
+from holdfast.api.proto.shim import bootstrap_pb2
+
+SHIM = shutil.which("containerd-shim-runc-v2") or ""
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.slow,
+    pytest.mark.skipif(not SHIM, reason="needs containerd's shim"),
+]
+
+IMAGE = busybox_image.DEFAULT_NAME
+NAMED = "io.containerd.other.v1"
+SLEEP = ("sleep", "1000")
+
+
+@dataclass
+class House:
+    """A daemon that may be killed and started again, and `ctr` for a namespace of the test's."""
+
+    base: Path
+    namespace: str
+    daemon: Daemon
+
+    def ctr(self, *words: str, code: int | None = 0) -> str:
+        """Run it, check its exit code, give its standard output."""
+        done = self.raw(*words)
+        assert code in (None, done.returncode), f"{words}: {done.returncode}\n{done.stderr}"
+        return done.stdout
+
+    def raw(self, *words: str) -> subprocess.CompletedProcess[str]:
+        address = ["--address", str(self.daemon.socket), "--namespace", self.namespace]
+        return subprocess.run(
+            ["ctr", *address, *words], capture_output=True, text=True, timeout=60, check=False
+        )
+
+    def run(self, name: str, *args: str, runtime: str = SHIM) -> None:
+        self.ctr("run", "--detach", "--runtime", runtime, IMAGE, name, *args)
+
+    def status(self, name: str) -> str:
+        rows = [line.split() for line in self.ctr("tasks", "ls").splitlines()]
+        return next((row[2] for row in rows if row[0] == name), "GONE")
+
+    def remove(self, name: str) -> None:
+        self.ctr("tasks", "rm", name, code=None)
+        self.ctr("containers", "rm", name)
+        until(lambda: not self.left())
+
+    def bundle(self, name: str) -> Path:
+        return self.base / "state/tasks" / self.namespace / name
+
+    def shim(self, name: str) -> int:
+        note = self.bundle(name) / "foreign.pid"
+        until(note.exists)
+        return int(note.read_text().split()[0])
+
+    def address(self, name: str) -> Path:
+        note = json.loads((self.bundle(name) / "foreign.json").read_text())
+        return Path(note["address"].removeprefix("unix://"))
+
+    def events(self, *topics: str) -> list[tuple[str, dict[str, Any]]]:
+        """Topic and payload of each task event of this namespace so far."""
+        words = ["--address", str(self.daemon.socket), "events", "--since", "0"]
+        words += ["--format", "json"]
+        holdfast = [sys.executable, "-m", "holdfast", *words]
+        process = subprocess.Popen(holdfast, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        found: list[tuple[str, dict[str, Any]]] = []
+        try:
+            last = f"last-{uuid.uuid4().hex}"
+            self.ctr("namespaces", "create", last)
+            for line in process.stdout:
+                event = json.loads(line)
+                if last in line:
+                    break
+                if event["namespace"] == self.namespace and event["topic"].startswith("/tasks/"):
+                    found.append((event["topic"].removeprefix("/tasks/"), event["event"]))
+            self.ctr("namespaces", "rm", last)
+        finally:
+            process.kill()
+            process.communicate()
+        return [(topic, event) for topic, event in found if not topics or topic in topics]
+
+    def left(self) -> list[str]:
+        """What the containers of this namespace must not leave."""
+        found = [str(path) for path in self.bundle("x").parent.glob("*")]
+        found += [
+            f"{folder}/{name}"
+            for folder, names, _ in os.walk("/sys/fs/cgroup")
+            for name in names
+            if folder.endswith(f"/{self.namespace}")
+        ]
+        found += [words for words in command_lines() if self.namespace in words]
+        return found
+
+
+def command_lines() -> Iterator[str]:
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if "containerd-shim" in words:
+            yield f"{pid} {words}"
+
+
+def until(condition: Callable[[], object], within_s: float = 20) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A name for the same shim: a link to it in a directory of PATH."""
+    folder = tmp_path_factory.mktemp("bin")
+    (folder / "containerd-shim-other-v1").symlink_to(SHIM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+        yield
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("image") / "busybox.tar"
+    busybox_image.build(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def base(
+    named: None, archive: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, Daemon]]:
+    folder = tmp_path_factory.mktemp("foreign")
+    with running("holdfast", folder) as daemon:
+        yield folder, daemon
+
+
+@pytest.fixture
+def house(base: tuple[Path, Daemon], archive: Path) -> Iterator[House]:
+    """In a namespace of the test's own; what it ran is ended."""
+    house = House(base[0], f"f-{uuid.uuid4().hex[:8]}", base[1])
+    house.ctr("images", "import", str(archive))
+    yield house
+    clean(house)
+
+
+def clean(house: House) -> None:
+    for line in house.ctr("containers", "ls", "--quiet").split():
+        house.raw("tasks", "kill", "--signal", "SIGKILL", line)
+        until(lambda name=line: house.status(name) != "RUNNING")
+        house.raw("tasks", "rm", line)
+        house.raw("containers", "rm", line)
+    assert not house.left()
+
+
+@pytest.mark.parametrize("runtime", [SHIM, NAMED])
+def test_a_container_runs_to_its_end_and_leaves_nothing(house: House, runtime: str) -> None:
+    words = ("run", "--rm", "--runtime", runtime, IMAGE, "c", "sh", "-c", "echo hello; exit 7")
+    assert house.ctr(*words, code=7) == "hello\n"
+    topics = ["create", "start", "exit", "delete"]
+    events = house.events()
+    assert [topic for topic, _ in events] == topics
+    assert [event["exit_status"] for _, event in events if "exit_status" in event] == [7, 7]
+    until(lambda: not house.left())
+
+
+def test_every_verb_reaches_the_shim(house: House) -> None:
+    house.run("c", "sh", "-c", "trap 'exit 9' TERM; while :; do sleep 0.05; done", runtime=NAMED)
+    address = house.address("c")
+    assert address.is_socket()
+    done = house.raw("tasks", "exec", "--exec-id", "e", "c", "sh", "-c", "echo in; exit 3")
+    assert (done.returncode, done.stdout) == (3, "in\n")
+    house.ctr("tasks", "pause", "c")
+    assert house.status("c") == "PAUSED"
+    house.ctr("tasks", "resume", "c")
+    assert house.status("c") == "RUNNING"
+    assert "memory" in house.ctr("tasks", "metrics", "c")
+    house.ctr("tasks", "exec", "--detach", "--exec-id", "f", "c", *SLEEP)
+    pids = [line.split()[0] for line in house.ctr("tasks", "ps", "c").splitlines()[1:]]
+    assert len(pids) >= 2
+    house.ctr("tasks", "kill", "--exec-id", "f", "--signal", "SIGKILL", "c")
+    refused = house.raw("tasks", "rm", "c")
+    assert "must be stopped before deletion" in refused.stderr
+    house.ctr("tasks", "kill", "c")
+    until(lambda: house.status("c") == "STOPPED")
+    house.ctr("tasks", "rm", "c", code=None)
+    topics = [topic for topic, _ in house.events()]
+    exits = {e["id"]: e["exit_status"] for t, e in house.events("exit")}
+    assert exits == {"c": 9, "e": 3, "f": 137}
+    assert topics[:6] == ["create", "start", "exec-added", "exec-started", "exit", "paused"]
+    assert topics[6:] == [
+        *("resumed", "exec-added", "exec-started", "exit", "exit", "delete"),
+    ]
+    until(lambda: not address.exists())
+
+
+def test_the_death_of_a_shim_is_told_as_the_end_of_its_processes(house: House) -> None:
+    house.run("c", *SLEEP)
+    house.ctr("tasks", "exec", "--detach", "--exec-id", "e", "c", *SLEEP)
+    address = house.address("c")
+    os.kill(house.shim("c"), signal.SIGKILL)
+    until(lambda: house.status("c") == "STOPPED")
+    exits = [(event["id"], event["exit_status"]) for _, event in house.events("exit")]
+    assert exits == [("e", 255), ("c", 137)]  # 137 is the word of the binary's delete
+    assert house.raw("tasks", "exec", "--exec-id", "g", "c", "true").returncode != 0
+    house.remove("c")
+    assert [topic for topic, _ in house.events()][-1] == "delete"
+    assert not address.exists()
+
+
+def test_the_death_of_a_shim_whose_binary_cannot_tell_is_an_unknown_end(
+    house: House, tmp_path: Path
+) -> None:
+    binary = tmp_path / f"containerd-shim-{house.namespace}"
+    script = f'#!/bin/sh\ncase "$*" in *delete) {SHIM} "$@" >/dev/null; exit 1;; esac\n'
+    binary.write_text(f'{script}exec {SHIM} "$@"\n')
+    binary.chmod(0o755)
+    house.run("c", *SLEEP, runtime=str(binary))
+    os.kill(house.shim("c"), signal.SIGKILL)
+    until(lambda: house.status("c") == "STOPPED")
+    assert [event["exit_status"] for _, event in house.events("exit")] == [255]
+    house.remove("c")
+
+
+def test_a_shim_that_reads_and_prints_protobuf_is_understood(house: House, tmp_path: Path) -> None:
+    """As since containerd 2.3: it takes no other input, and its answer is a message."""
+    binary = tmp_path / "containerd-shim-new"
+    binary.write_text(f"""#!{sys.executable}
+import os, subprocess, sys
+from holdfast.api.proto.shim.bootstrap_pb2 import BootstrapParams, BootstrapResult
+if sys.argv[-1] != "start":
+    os.execv("{SHIM}", sys.argv)
+params = BootstrapParams.FromString(sys.stdin.buffer.read())
+if params.instance_id != "c" or params.namespace != "{house.namespace}":
+    sys.exit("no parameters")
+done = subprocess.run(["{SHIM}", *sys.argv[1:]], capture_output=True, stdin=subprocess.DEVNULL)
+address = done.stdout.decode().strip()
+result = BootstrapResult(version=2, address=address, protocol="ttrpc")
+sys.stdout.buffer.write(result.SerializeToString())
+""")
+    binary.chmod(0o755)
+    words = ("run", "--rm", "--runtime", str(binary), IMAGE, "c", "sh", "-c", "exit 6")
+    house.ctr(*words, code=6)
+    until(lambda: not house.left())
+
+
+@pytest.mark.parametrize(
+    ("runtime", "told"),
+    [
+        ("io.containerd.absent.v1", 'binary not installed "containerd-shim-absent-v1"'),
+        ("/no/such/shim", "binary not installed"),
+        ("nonsense", "invalid runtime name nonsense"),
+        ("/bin/false", "/bin/false start: exit status 1"),
+        ("/bin/true", "speaks"),
+    ],
+)
+def test_a_shim_that_does_not_start_is_a_refusal_and_leaves_nothing(
+    house: House, runtime: str, told: str
+) -> None:
+    done = house.raw("run", "--rm", "--runtime", runtime, IMAGE, "c", "true")
+    assert done.returncode != 0
+    assert told in done.stderr
+    assert house.status("c") == "GONE"
+    assert not house.left()
+
+
+def test_options_are_handed_on_as_they_are(house: House, tmp_path: Path) -> None:
+    """In both forms: a shim that refuses the old one is asked with the new."""
+    binary = tmp_path / "containerd-shim-options"
+    binary.write_text(f"#!/bin/sh\ncat > {tmp_path}/$$.input\necho no thanks >&2\nexit 1\n")
+    binary.chmod(0o755)
+    words = ("run", "--runtime", str(binary), "--runtime-config-path", "/etc/it.toml", IMAGE, "c")
+    done = house.raw(*words)
+    assert "no thanks" in done.stderr
+    told = [path.read_bytes() for path in sorted(tmp_path.glob("*.input"), key=os.path.getmtime)]
+    options = AnyMessage.FromString(told[0])
+    assert options.type_url == "runtimeoptions.v1.Options"
+    assert b"/etc/it.toml" in options.value
+    params = bootstrap_pb2.BootstrapParams.FromString(told[1])
+    assert [extension.value for extension in params.extensions] == [options]
+    house.ctr("containers", "rm", "c")
+
+
+@pytest.fixture
+def namespace() -> Iterator[str]:
+    """For tests that kill their daemon: what it ran is ended, whatever became of the test."""
+    name = f"f-{uuid.uuid4().hex[:8]}"
+    yield name
+    for folder, _, files in os.walk("/sys/fs/cgroup"):
+        if f"/{name}/" in folder and "cgroup.procs" in files:
+            for pid in Path(folder, "cgroup.procs").read_text().split():
+                os.kill(int(pid), signal.SIGKILL)
+
+
+def test_a_killed_daemon_takes_its_shims_up_again(
+    named: None, namespace: str, archive: Path, tmp_path: Path
+) -> None:
+    with running("holdfast", tmp_path, containers_live_on=True) as daemon:
+        house = House(tmp_path, namespace, daemon)
+        house.ctr("images", "import", str(archive))
+        house.run("lives", *SLEEP, runtime=NAMED)
+        house.run("ends", "sh", "-c", "sleep 1; exit 5")
+        house.run("dies", *SLEEP)
+        house.ctr("tasks", "exec", "--detach", "--exec-id", "e", "lives", "sh", "-c", "sleep 1")
+        os.kill(daemon.pid, signal.SIGKILL)
+    os.kill(house.shim("dies"), signal.SIGKILL)
+    time.sleep(1.5)
+    with running("holdfast", tmp_path) as daemon:
+        house = House(tmp_path, namespace, daemon)
+        until(lambda: house.status("ends") == "STOPPED")
+        until(lambda: house.status("dies") == "STOPPED")
+        assert house.status("lives") == "RUNNING"
+        house.ctr("tasks", "exec", "--exec-id", "g", "lives", "sh", "-c", "exit 4", code=4)
+        os.kill(house.shim("lives"), signal.SIGKILL)
+        until(lambda: house.status("lives") == "STOPPED")
+        exits = sorted((e["id"], e.get("exit_status", 0)) for _, e in house.events("exit"))
+        assert exits == [("dies", 137), ("e", 0), ("ends", 5), ("g", 4), ("lives", 137)]
+        for name in ("lives", "ends", "dies"):
+            house.ctr("tasks", "rm", name, code=None)
+            house.ctr("containers", "rm", name)
+        until(lambda: not house.left())
+
+
+@pytest.mark.parametrize("point", ["foreign.start", "foreign.started", "task.create.made"])
+def test_a_daemon_that_dies_over_a_create_leaves_no_shim(
+    point: str, namespace: str, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, f"daemon:{point}=kill")
+    with running("holdfast", tmp_path, containers_live_on=True) as daemon:
+        house = House(tmp_path, namespace, daemon)
+        house.ctr("images", "import", str(archive))
+        house.raw("run", "--detach", "--runtime", SHIM, IMAGE, "c", *SLEEP)
+        until(lambda: not Path(f"/proc/{daemon.pid}/exe").exists())
+    monkeypatch.delenv(VARIABLE)
+    with running("holdfast", tmp_path) as daemon:
+        house = House(tmp_path, namespace, daemon)
+        until(lambda: not house.left())
+        assert house.status("c") == "GONE"
