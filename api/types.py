@@ -1,10 +1,13 @@
-"""Descriptors and mounts between their messages and the rooms' own types."""
+"""Descriptors, mounts and processes between their messages and the rooms' own types."""
 
 from collections.abc import Iterable, Sequence
+
+from google.protobuf.any_pb2 import Any as AnyMessage
 
 from ..storage.descriptor import Descriptor
 from ..storage.digest import Digest
 from ..storage.snapshotter import Mount
+from .proto import runc_pb2, task_types_pb2
 from .proto import types_pb2 as pb
 
 
@@ -38,3 +41,13 @@ def mounts_from(messages: Iterable[pb.Mount]) -> Sequence[Mount]:
         Mount(type=m.type, source=m.source, target=m.target, options=tuple(m.options))
         for m in messages
     ]
+
+
+def process_info(pid: int, exec_id: str | None) -> task_types_pb2.ProcessInfo:
+    """One pid of a container; with its exec id where it is one of ours."""
+    if not exec_id:
+        return task_types_pb2.ProcessInfo(pid=pid)
+    details = runc_pb2.ProcessDetails(exec_id=exec_id)
+    name = runc_pb2.ProcessDetails.DESCRIPTOR.full_name
+    info = AnyMessage(type_url=name, value=details.SerializeToString())
+    return task_types_pb2.ProcessInfo(pid=pid, info=info)

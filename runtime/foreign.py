@@ -176,7 +176,8 @@ class ForeignShims:
         """Connects to the shim, or to the grave of one that is dead."""
         exit = await trio.to_thread.run_sync(_read_exit, bundle)
         if exit is not None:
-            return Grave(self._birth.namespace, self._birth.id, exit, execs(bundle))
+            added = await trio.to_thread.run_sync(execs, bundle)
+            return Grave(self._birth.namespace, self._birth.id, exit, added)
         _, listening = await trio.to_thread.run_sync(_read_note, bundle)
         if listening is None:
             error = FileNotFoundError(f"{bundle / NOTE}: no address")

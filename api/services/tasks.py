@@ -1,6 +1,5 @@
 """containerd.services.tasks.v1: what runs."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,13 +12,14 @@ from ...runtime.metrics import V1, V2
 from ...runtime.stdio import Stdio
 from ...runtime.tasks import Exited, Process, TaskMetrics, Tasks
 from ...storage.containers import Container, Containers
-from ..anys import pack, timestamp, type_name, unpack
+from ..anys import pack, timestamp
 from ..grpc.call import Context
 from ..grpc.service import Service, implement
-from ..proto import cgroups_v1_pb2, cgroups_v2_pb2, runc_pb2, task_types_pb2
+from ..proto import cgroups_v1_pb2, cgroups_v2_pb2, task_types_pb2
 from ..proto.services import tasks_pb2 as pb
 from ..proto.types_pb2 import Metric
-from ..types import mounts_from
+from ..runcoptions import runc_options
+from ..types import mounts_from, process_info
 
 METRICS_NAMES = {
     V1: cgroups_v1_pb2.Metrics.DESCRIPTOR.full_name,
@@ -112,7 +112,7 @@ def service(tasks: Tasks, containers: Containers) -> Service:
 
     async def list_pids(request: pb.ListPidsRequest, context: Context) -> pb.ListPidsResponse:
         pids = await tasks.list_pids(context.namespace(), request.container_id)
-        return pb.ListPidsResponse(processes=[_process_info(pid, exec_id) for pid, exec_id in pids])
+        return pb.ListPidsResponse(processes=[process_info(pid, exec_id) for pid, exec_id in pids])
 
     async def checkpoint(_request: pb.CheckpointTaskRequest, _: Context) -> Any:
         raise Unimplemented("checkpoint: this host has no CRIU: not implemented")
@@ -195,15 +195,6 @@ def _deleted(exited: Exited) -> pb.DeleteResponse:
     )
 
 
-def _process_info(pid: int, exec_id: str | None) -> task_types_pb2.ProcessInfo:
-    if not exec_id:
-        return task_types_pb2.ProcessInfo(pid=pid)
-    details = runc_pb2.ProcessDetails(exec_id=exec_id)
-    name = runc_pb2.ProcessDetails.DESCRIPTOR.full_name
-    info = AnyMessage(type_url=name, value=details.SerializeToString())
-    return task_types_pb2.ProcessInfo(pid=pid, info=info)
-
-
 def _stdio(request: pb.CreateTaskRequest | pb.ExecProcessRequest) -> Stdio:
     return Stdio(
         stdin=request.stdin,
@@ -211,20 +202,6 @@ def _stdio(request: pb.CreateTaskRequest | pb.ExecProcessRequest) -> Stdio:
         stderr=request.stderr,
         terminal=request.terminal,
     )
-
-
-def _options(given: AnyMessage) -> Mapping[str, Any]:
-    """runc's options by their names, in protobuf or, from old clients, in JSON."""
-    if not given.value:
-        return {}
-    kind = runc_pb2.Options.DESCRIPTOR.full_name
-    if type_name(given.type_url) != kind:
-        unpack(given, runc_pb2.Options, runc_pb2.CheckpointOptions)
-        return {}
-    if given.value[:1] == b"{":
-        return dict(json.loads(given.value))
-    message = runc_pb2.Options.FromString(given.value)
-    return {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}
 
 
 def container_options(container: Container, runtime: str = "") -> Mapping[str, Any]:
@@ -239,5 +216,5 @@ def container_options(container: Container, runtime: str = "") -> Mapping[str, A
 def _options_for(runtime: str, given: AnyMessage) -> Mapping[str, Any]:
     """By their names for our own shim; another gets them as they are."""
     if not is_foreign(runtime):
-        return _options(given)
+        return runc_options(given)
     return {"type_url": given.type_url, "value": given.value} if given.type_url else {}

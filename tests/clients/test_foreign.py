@@ -3,136 +3,33 @@
 By the path of its binary, and by a name that means a binary in PATH.
 """
 
-import json
 import os
-import shutil
 import signal
-import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parent))
 from bench.daemons import Daemon, running
 from examples import busybox_image
 from google.protobuf.any_pb2 import Any as AnyMessage
+from house import IMAGE, SHIM, SLEEP, House, clean, until
 
 from holdfast.actors.failpoints import VARIABLE
 from holdfast.api.proto.shim import bootstrap_pb2
 
-SHIM = shutil.which("containerd-shim-runc-v2") or ""
 pytestmark = [
     pytest.mark.root,
     pytest.mark.slow,
     pytest.mark.skipif(not SHIM, reason="needs containerd's shim"),
 ]
 
-IMAGE = busybox_image.DEFAULT_NAME
 NAMED = "io.containerd.other.v1"
-SLEEP = ("sleep", "1000")
-
-
-@dataclass
-class House:
-    """A daemon that may be killed and started again, and `ctr` for a namespace of the test's."""
-
-    base: Path
-    namespace: str
-    daemon: Daemon
-
-    def ctr(self, *words: str, code: int | None = 0) -> str:
-        """Run it, check its exit code, give its standard output."""
-        done = self.raw(*words)
-        assert code in (None, done.returncode), f"{words}: {done.returncode}\n{done.stderr}"
-        return done.stdout
-
-    def raw(self, *words: str) -> subprocess.CompletedProcess[str]:
-        address = ["--address", str(self.daemon.socket), "--namespace", self.namespace]
-        return subprocess.run(
-            ["ctr", *address, *words], capture_output=True, text=True, timeout=60, check=False
-        )
-
-    def run(self, name: str, *args: str, runtime: str = SHIM) -> None:
-        self.ctr("run", "--detach", "--runtime", runtime, IMAGE, name, *args)
-
-    def status(self, name: str) -> str:
-        rows = [line.split() for line in self.ctr("tasks", "ls").splitlines()]
-        return next((row[2] for row in rows if row[0] == name), "GONE")
-
-    def remove(self, name: str) -> None:
-        self.ctr("tasks", "rm", name, code=None)
-        self.ctr("containers", "rm", name)
-        until(lambda: not self.left())
-
-    def bundle(self, name: str) -> Path:
-        return self.base / "state/tasks" / self.namespace / name
-
-    def shim(self, name: str) -> int:
-        note = self.bundle(name) / "foreign.pid"
-        until(note.exists)
-        return int(note.read_text().split()[0])
-
-    def address(self, name: str) -> Path:
-        note = json.loads((self.bundle(name) / "foreign.json").read_text())
-        return Path(note["address"].removeprefix("unix://"))
-
-    def events(self, *topics: str) -> list[tuple[str, dict[str, Any]]]:
-        """Topic and payload of each task event of this namespace so far."""
-        words = ["--address", str(self.daemon.socket), "events", "--since", "0"]
-        words += ["--format", "json"]
-        holdfast = [sys.executable, "-m", "holdfast", *words]
-        process = subprocess.Popen(holdfast, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        found: list[tuple[str, dict[str, Any]]] = []
-        try:
-            last = f"last-{uuid.uuid4().hex}"
-            self.ctr("namespaces", "create", last)
-            for line in process.stdout:
-                event = json.loads(line)
-                if last in line:
-                    break
-                if event["namespace"] == self.namespace and event["topic"].startswith("/tasks/"):
-                    found.append((event["topic"].removeprefix("/tasks/"), event["event"]))
-            self.ctr("namespaces", "rm", last)
-        finally:
-            process.kill()
-            process.communicate()
-        return [(topic, event) for topic, event in found if not topics or topic in topics]
-
-    def left(self) -> list[str]:
-        """What the containers of this namespace must not leave."""
-        found = [str(path) for path in self.bundle("x").parent.glob("*")]
-        found += [
-            f"{folder}/{name}"
-            for folder, names, _ in os.walk("/sys/fs/cgroup")
-            for name in names
-            if folder.endswith(f"/{self.namespace}")
-        ]
-        found += [words for words in command_lines() if self.namespace in words]
-        return found
-
-
-def command_lines() -> Iterator[str]:
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-        if "containerd-shim" in words:
-            yield f"{pid} {words}"
-
-
-def until(condition: Callable[[], object], within_s: float = 20) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -168,15 +65,6 @@ def house(base: tuple[Path, Daemon], archive: Path) -> Iterator[House]:
     house.ctr("images", "import", str(archive))
     yield house
     clean(house)
-
-
-def clean(house: House) -> None:
-    for line in house.ctr("containers", "ls", "--quiet").split():
-        house.raw("tasks", "kill", "--signal", "SIGKILL", line)
-        until(lambda name=line: house.status(name) != "RUNNING")
-        house.raw("tasks", "rm", line)
-        house.raw("containers", "rm", line)
-    assert not house.left()
 
 
 @pytest.mark.parametrize("runtime", [SHIM, NAMED])
@@ -362,3 +250,27 @@ def test_a_daemon_that_dies_over_a_create_leaves_no_shim(
         house = House(tmp_path, namespace, daemon)
         until(lambda: not house.left())
         assert house.status("c") == "GONE"
+
+
+@pytest.mark.parametrize(
+    "point",
+    ["task.delete.shim", "task.delete.deleted", "task.delete.recorded", "task.delete.shim_ended"],
+)
+def test_a_daemon_that_dies_over_a_delete_leaves_no_shim(
+    point: str, namespace: str, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, f"daemon:{point}=kill")
+    with running("holdfast", tmp_path, containers_live_on=True) as daemon:
+        house = House(tmp_path, namespace, daemon)
+        house.ctr("images", "import", str(archive))
+        house.run("c", "sh", "-c", "exit 3")
+        until(lambda: house.status("c") == "STOPPED")
+        house.raw("tasks", "rm", "c")
+        until(lambda: not Path(f"/proc/{daemon.pid}/exe").exists())
+    monkeypatch.delenv(VARIABLE)
+    with running("holdfast", tmp_path) as daemon:
+        house = House(tmp_path, namespace, daemon)
+        house.raw("tasks", "rm", "c")
+        until(lambda: not house.left())
+        told = [(topic, e["exit_status"]) for topic, e in house.events("exit", "delete")]
+        assert told == [("exit", 3), ("delete", 3)]
