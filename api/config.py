@@ -4,6 +4,7 @@ Three layers, later ones win: the defaults here, a TOML file, the command line. 
 in the file is refused by name, so that a typing error is never a silent default.
 """
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -15,6 +16,14 @@ from ..actors.errors import InvalidArgument
 DEFAULT_CONFIG: Final = Path("/etc/holdfast/config.toml")
 DEFAULT_ADDRESS: Final = "/run/holdfast/holdfast.sock"
 LOG_LEVELS: Final = ("debug", "info", "warn", "error")
+NOT_NEGATIVE: Final = (
+    "gc_deletion_threshold",
+    "gc_mutation_threshold",
+    "gc_schedule_delay_s",
+    "gc_startup_delay_s",
+)
+GC_SHARE_MAX: Final = 0.5
+SHARING: Final = ("shared", "isolated")
 PROXY_TYPES: Final = ("snapshot",)
 
 
@@ -57,6 +66,20 @@ class Config:
     """A further unix socket, where another containerd finds the snapshotter as a proxy plugin."""
     log_binaries: Path = Path("/usr/local/lib/holdfast/loggers")
     """The folder whose programs clients may name by `binary://`; it need not exist."""
+    content_sharing: str = "shared"
+    """Whether a namespace has a blob of another for the asking, or only of one that is labelled
+    `containerd.io/namespace.shareable=true` (`isolated`)."""
+    gc_pause_threshold: float = 0.02
+    """Collecting garbage may take this share of the time, at most a half."""
+    gc_deletion_threshold: int = 0
+    """So many deletions since the last collection make the next come at once; 0: it waits for
+    its share of the time."""
+    gc_mutation_threshold: int = 100
+    """So many commits since the last collection make one due without a deletion; 0: never."""
+    gc_schedule_delay_s: float = 0.0
+    """How much longer a collection that is due waits, to collect more at once."""
+    gc_startup_delay_s: float = 0.1
+    """How long after the start the first collection comes."""
     shutdown_within_s: float = 10.0
     """How long an orderly end may take. Containers run on."""
 
@@ -99,6 +122,13 @@ def _checked(settings: Mapping[str, object], source: str) -> dict[str, Any]:
     for key in ("workers", "events_kept", "tasks_per_shim"):
         if checked.get(key, 1) < 1:
             raise InvalidArgument(f"{source}: {key} must be at least 1")
+    if checked.get("content_sharing", "shared") not in SHARING:
+        raise InvalidArgument(f"{source}: content_sharing is one of {', '.join(SHARING)}")
+    if not 0 <= checked.get("gc_pause_threshold", 0.0) <= GC_SHARE_MAX:
+        raise InvalidArgument(f"{source}: gc_pause_threshold must be between 0 and {GC_SHARE_MAX}")
+    for key in NOT_NEGATIVE:
+        if not 0 <= checked.get(key, 0) < math.inf:
+            raise InvalidArgument(f"{source}: {key} must not be negative, nor endless")
     return checked
 
 

@@ -4,6 +4,7 @@ Ready is told to systemd by sd_notify (systemd's sd_notify(3)) once the socket a
 signal ends the daemon at once; containers run on in either case.
 """
 
+import gc
 import os
 import signal
 import socket
@@ -60,6 +61,9 @@ async def serve(config: Config) -> None:
     """Open the host, say that it is ready, and run until a signal comes."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with open_host(config, serving):
+            # The records in memory are many, and no garbage: Python's collector would walk over
+            # all of them now and then, while everybody waits.
+            gc.freeze()
             log.info("daemon.ready", address=config.address, pid=os.getpid(), version=VERSION)
             notify("READY=1")
             async for number in signals:

@@ -43,11 +43,12 @@ from ..runtime.stdio import Stdio
 from ..runtime.taskfaults import TaskFaults
 from ..runtime.tasks import Process, StartChild, Tasks
 from ..runtime.users import FILE_BYTES_MAX, Accounts
-from ..storage.collector import Collector, Reclaim
+from ..storage.collector import Collector, Pace, Reclaim
 from ..storage.containers import Container, Containers
 from ..storage.content import ContentStore
 from ..storage.contentfaults import ContentFaults
 from ..storage.events import EventLog
+from ..storage.expiry import stamp_anew
 from ..storage.faults import FaultKeeper, Faults
 from ..storage.image_keeper import ImageKeeper
 from ..storage.images import Images
@@ -381,6 +382,7 @@ async def open_host(config: Config, serving: Serving | None = None) -> AsyncGene
         ):
             host = await build(config, system, store, serves=serving is not None)
             await host.leases.end_jobs()
+            await stamp_anew(store)
             host.root = await open_tree(host.plan(serving))
             try:
                 async with trio.open_nursery() as nursery:
@@ -419,7 +421,10 @@ async def build(config: Config, system: System, store: Store, *, serves: bool = 
         remote = ProxiedSnapshots(proxy, plugin.snapshotter or name)
         snapshotters[name] = RemoteSnapshots(store, name, remote, host_uuid)
     content = await ContentStore.open(
-        config.root / "content", store, spawn=partial(_spawn, system, INGESTS, IngestActor)
+        config.root / "content",
+        store,
+        spawn=partial(_spawn, system, INGESTS, IngestActor),
+        isolated=config.content_sharing == "isolated",
     )
     images, containers = Images(store), Containers(store)
     leases = Leases(store)
@@ -437,7 +442,7 @@ async def build(config: Config, system: System, store: Store, *, serves: bool = 
     start_task = partial(start_child, system.at(TASKS))
     start_exec = partial(start_child, system.at(EXECS))
     reclaim: dict[str, Reclaim] = {"content": content.reclaim, "ingest": content.reclaim}
-    collector = Collector(store, reclaim)
+    collector = Collector(store, reclaim, pace_of(config))
     tasks = Tasks(ground, containers, start_task, start_exec)
     find_snapshots = partial(find_snapshotter, snapshotters, config.snapshotter)
     new_tasks = NewTasks(containers, tasks, find_snapshots)
@@ -491,6 +496,17 @@ async def build(config: Config, system: System, store: Store, *, serves: bool = 
 def _foreign(config: Config) -> Foreign:
     publish_binary = os.path.abspath(sys.argv[0])
     return Foreign(wire=ShimWire(), address=config.address, publish_binary=publish_binary)
+
+
+def pace_of(config: Config) -> Pace:
+    """How often this host collects garbage."""
+    return Pace(
+        share_max=config.gc_pause_threshold,
+        deletions_max=config.gc_deletion_threshold,
+        writes_max=config.gc_mutation_threshold,
+        delay_s=config.gc_schedule_delay_s,
+        start_delay_s=config.gc_startup_delay_s,
+    )
 
 
 async def _spawn(system: System, supervisor: str, kind: type[Actor], *args: Any) -> Ref[Any]:

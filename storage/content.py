@@ -57,19 +57,23 @@ from .digest import (
     new_hash,
     parse_digest,
 )
+from .expiry import left_ns, read_clock, stamp
 from .filters import compile_filters
-from .gc import Garbage
 from .ingest import OPEN_WITHIN_S, Exists, Ingest, IngestActor, Order, Sealed, Shared
 from .labels import Labels, check_labels, check_namespace, map_field, masked_labels, stored_labels
 from .leases import lease_resource, release_resource
 from .refholds import RefHolds
 from .store import Record, Store, Transaction
+from .sweep import Garbage
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 REF_BYTES_MAX = 4096
 # An ingest that no lease holds is garbage after this long without being opened, as containerd's.
 INGEST_KEPT_NS = 24 * 3600 * 1_000_000_000
+
+# On a namespace: what it has is had by others for the asking, also where that is not the rule.
+SHAREABLE_LABEL = "containerd.io/namespace.shareable"
 
 Spawn = Callable[[Order], Awaitable[Ref[IngestActor]]]
 
@@ -100,8 +104,9 @@ class IngestStatus:
 class ContentStore:
     """The verbs on content. Belongs to the loop it was opened in."""
 
-    def __init__(self, root: Path, store: Store, spawn: Spawn) -> None:
+    def __init__(self, root: Path, store: Store, spawn: Spawn, *, isolated: bool = False) -> None:
         self._root = root
+        self._isolated = isolated
         self.store = store
         self._spawn = spawn
         self._holds = RefHolds()
@@ -117,13 +122,16 @@ class ContentStore:
         store: Store,
         *,
         spawn: Spawn | None = None,
+        isolated: bool = False,
     ) -> "ContentStore":
         """Open or make the store at `root`, and remove what a crash left without a record.
 
-        `spawn` starts an ingest's actor, under a supervisor if the caller has one.
+        `spawn` starts an ingest's actor, under a supervisor if the caller has one. `isolated`: a
+        blob that another namespace has must be written anew to be had, unless that namespace is
+        labelled containerd.io/namespace.shareable=true.
         """
         alone = partial(IngestActor.spawn, start_timeout_s=OPEN_WITHIN_S)
-        content = cls(root, store, spawn or alone)
+        content = cls(root, store, spawn or alone, isolated=isolated)
         digests = {row.key for row in store.scan("content")}
         ingests = {_ingest_name(row.namespace, row.key) for row in store.scan("ingest")}
         if store.damaged:
@@ -311,10 +319,12 @@ class ContentStore:
         hold = await self._holds.take_when_free(namespace, ref)
         release = partial(self._holds.release, namespace, ref, hold)
         try:
-            if digest is not None and self.has(namespace, digest):
-                await self.store.write(
-                    lambda tx: lease_resource(tx, namespace, lease, "content", digest)
-                )
+            # The job looks again: collected since, it is written anew.
+            if (
+                digest is not None
+                and self.has(namespace, digest)
+                and await self.store.write(partial(_hold, namespace, digest, lease))
+            ):
                 raise AlreadyExists(f"content {digest}: already exists")
             shared = self._shareable(digest, total)
             before = self.store.get("ingest", namespace, ref)
@@ -426,16 +436,21 @@ class ContentStore:
         recorded = self.store.get("content", namespace, digest) is not None
         return recorded and self.blob_path(digest).exists()
 
-    def _referenced(self, digest: Digest) -> Record | None:
+    def _referenced(self, digest: Digest, *, shareable: bool = False) -> Record | None:
+        """The record of a namespace that has the blob, if need be of one that shares."""
         for namespace in self.store.scan("namespace", ""):
+            if shareable and namespace.value["labels"].get(SHAREABLE_LABEL) != "true":
+                continue
             record = self.store.get("content", namespace.key, digest)
             if record is not None:
                 return record
         return None
 
     def _shareable(self, digest: Digest | None, total: int) -> Shared | None:
-        record = self._referenced(digest) if digest is not None else None
-        if digest is None or record is None or not self.blob_path(digest).exists():
+        if digest is None:
+            return None
+        record = self._referenced(digest, shareable=self._isolated)
+        if record is None or not self.blob_path(digest).exists():
             return None
         if total not in (0, record["size"]):
             # Most likely a mistake; the commit will tell.
@@ -539,6 +554,14 @@ def _ref_field(ref: str, path: Sequence[str]) -> tuple[str, bool]:
     return (ref, True) if path and path[0] == "ref" else ("", False)
 
 
+def _hold(namespace: str, digest: Digest, lease: str, tx: Transaction) -> bool:
+    """Let the lease hold a blob, if it is there."""
+    if not tx.exists("content", namespace, digest):
+        return False
+    lease_resource(tx, namespace, lease, "content", digest)
+    return True
+
+
 def _begin(
     namespace: str,
     ref: str,
@@ -551,13 +574,16 @@ def _begin(
     before = tx.get("ingest", namespace, ref) or {}
     # A lease holds it as long as there is the lease: a job that fell leaves nothing longer.
     kept_ns = 0 if lease else INGEST_KEPT_NS
+    kept = {"expires_at": tx.now_ns + kept_ns, "stamp": stamp()}
+    if (left_ns("ingest", before, read_clock()) or 0) > kept_ns:
+        kept = {"expires_at": before["expires_at"], "stamp": before.get("stamp") or stamp()}
     record = {
         "total": total or before.get("total", 0) or (shared.size if shared else 0),
         "expected": expected or before.get("expected", ""),
         "shared_size": shared.size if shared else 0,
         "started_at": before.get("started_at", tx.now_ns),
         "updated_at": tx.now_ns,
-        "expires_at": max(tx.now_ns + kept_ns, before.get("expires_at", 0)),
+        **kept,
     }
     lease_resource(tx, namespace, lease, "ingests", ref)
     tx.put("ingest", namespace, ref, record)

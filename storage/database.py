@@ -120,13 +120,14 @@ def _lenient_text(data: bytes) -> str:
 
 
 class Journal:
-    """The keys of the records put since it was handed to `Transaction.keep_journal`.
+    """The keys of the records put since it was handed to `Transaction.keep_journal`, in order.
 
-    Filled in the writer's thread; may hold more than was committed, never less.
+    Filled in the writer's thread; may hold more than was committed, never less. What it holds
+    when a job looks at it is decided, and in the read models, when that job is answered.
     """
 
     def __init__(self) -> None:
-        self.keys: set[tuple[str, str, str]] = set()
+        self.keys: list[tuple[str, str, str]] = []
         self.closed = False
         """Set by its owner, when it need not be filled any longer."""
 

@@ -13,6 +13,7 @@ from functools import partial
 from ..actors.errors import AlreadyExists, InvalidArgument, NotFound
 from .descriptor import Descriptor
 from .digest import Digest, fault_of_digest
+from .expiry import EXPIRE_LABEL, stamp_if_expiring
 from .filters import compile_filters
 from .labels import (
     Labels,
@@ -23,7 +24,7 @@ from .labels import (
     quoted,
     stored_labels,
 )
-from .leases import EXPIRE_LABEL, lease_resource, release_resource
+from .leases import lease_resource, release_resource
 from .store import Record, Store, Transaction
 
 
@@ -78,7 +79,8 @@ class Images:
                 raise AlreadyExists(f"image {quoted(image.name)}: already exists")
             now_ns = tx.now_ns if at_ns is None else at_ns
             created = _kept(replace(image, created_at=now_ns, updated_at=now_ns))
-            tx.put("image", namespace, image.name, _to_record(created))
+            record = {**_to_record(created), **stamp_if_expiring(created.labels)}
+            tx.put("image", namespace, image.name, record)
             _emit(tx, namespace, "create", "ImageCreate", created)
             return created
 
@@ -111,7 +113,8 @@ class Images:
             _lease_if_expiring(tx, namespace, lease, masked)
             now_ns = tx.now_ns if at_ns is None else at_ns
             updated = _kept(replace(masked, created_at=old.created_at, updated_at=now_ns))
-            tx.put("image", namespace, image.name, _to_record(updated))
+            stamped = stamp_if_expiring(updated.labels, record)
+            tx.put("image", namespace, image.name, {**_to_record(updated), **stamped})
             _emit(tx, namespace, "update", "ImageUpdate", updated)
             return updated
 

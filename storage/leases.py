@@ -3,7 +3,8 @@
 A resource is a type and an id: `content` and a digest, `snapshots/<snapshotter>` and a key,
 `ingests` and a ref, `images` and a name. It need not exist yet. Labels of a lease:
 
-    containerd.io/gc.expire   a time (RFC 3339) after which the lease counts no longer and goes
+    containerd.io/gc.expire   a time (RFC 3339) after which the lease counts no longer and goes;
+                              `expiry.py` says by which clock
     containerd.io/gc.flat     holds the resources themselves, but not what their labels refer to
 """
 
@@ -22,11 +23,11 @@ import trio
 
 from ..actors.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented
 from .digest import fault_of_digest
+from .expiry import EXPIRE_LABEL, stamp_if_expiring
 from .filters import compile_filters
 from .labels import Labels, check_namespace, map_field, quoted, stored_labels
 from .store import Record, Store, Transaction
 
-EXPIRE_LABEL = "containerd.io/gc.expire"
 FLAT_LABEL = "containerd.io/gc.flat"
 # Set on the leases of the daemon's own jobs, which end with it.
 JOB_LABEL = "io.holdfast/job"
@@ -80,7 +81,8 @@ class Leases:
             if tx.exists("lease", namespace, lease_id):
                 raise AlreadyExists(f"lease {quoted(lease_id)}: already exists")
             kept = stored_labels(labels or {})
-            tx.put("lease", namespace, lease_id, {"labels": kept, "created_at": tx.now_ns})
+            record = {"labels": kept, "created_at": tx.now_ns, **stamp_if_expiring(kept)}
+            tx.put("lease", namespace, lease_id, record)
             return Lease(id=lease_id, labels=kept, created_at=tx.now_ns)
 
         return await self._store.write(work)
@@ -133,7 +135,7 @@ class Leases:
         def work(tx: Transaction) -> None:
             _require(tx, namespace, lease_id)
             check_resource(resource)
-            tx.put("lease_resource", namespace, _key(lease_id, resource), {})
+            tx.put("lease_resource", namespace, resource_key(lease_id, resource), {})
 
         await self._store.write(work)
 
@@ -144,7 +146,7 @@ class Leases:
         def work(tx: Transaction) -> None:
             _require(tx, namespace, lease_id)
             check_resource(resource)
-            tx.delete("lease_resource", namespace, _key(lease_id, resource))
+            tx.delete("lease_resource", namespace, resource_key(lease_id, resource))
 
         await self._store.write(work)
 
@@ -167,7 +169,7 @@ def lease_resource(
     if not tx.exists("lease", namespace, lease_id):
         raise NotFound("lease does not exist: not found")
     resource = Resource(type=resource_type, id=resource_id)
-    tx.put("lease_resource", namespace, _key(lease_id, resource), {})
+    tx.put("lease_resource", namespace, resource_key(lease_id, resource), {})
 
 
 def release_resource(
@@ -176,7 +178,7 @@ def release_resource(
     """Let the request's lease no longer hold what this job deletes."""
     if lease_id:
         resource = Resource(type=resource_type, id=resource_id)
-        tx.delete("lease_resource", namespace, _key(lease_id, resource))
+        tx.delete("lease_resource", namespace, resource_key(lease_id, resource))
 
 
 def drop_lease(tx: Transaction, namespace: str, lease_id: str) -> bool:
@@ -225,7 +227,7 @@ def split_key(key: str) -> tuple[str, Resource]:
     return lease_id, Resource(type=resource_type, id=resource_id)
 
 
-def _key(lease_id: str, resource: Resource) -> str:
+def resource_key(lease_id: str, resource: Resource) -> str:
     return _SEPARATOR.join((lease_id, resource.type, resource.id))
 
 

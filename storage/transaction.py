@@ -68,7 +68,7 @@ class Transaction:
     def _put(self, kind: str, namespace: str, key: str, value: Record) -> None:
         data, checksum = encode(value, kind, namespace, key)
         for journal in self._database.journals:
-            journal.keys.add((kind, namespace, key))
+            journal.keys.append((kind, namespace, key))
         self._database.connection.execute(
             "INSERT OR REPLACE INTO record VALUES (?, ?, ?, ?, ?)",
             (kind, namespace, key, data, checksum),

@@ -4,6 +4,8 @@ import pytest
 
 from holdfast.actors.errors import InvalidArgument
 from holdfast.api.config import Config, ProxyPlugin, load
+from holdfast.api.host import pace_of
+from holdfast.storage.collector import Pace
 
 
 def test_without_file_or_flags_the_defaults_hold(tmp_path: Path) -> None:
@@ -31,6 +33,13 @@ def test_the_file_changes_defaults_and_the_command_line_changes_both(tmp_path: P
         ("workers = 0", "workers must be at least 1"),
         ("log_level = 'loud'", "log_level is one of"),
         ("root = ", "Invalid value"),
+        ("content_sharing = 'most'", "content_sharing is one of shared, isolated"),
+        ("gc_pause_threshold = 0.6", "gc_pause_threshold must be between 0 and 0.5"),
+        ("gc_pause_threshold = nan", "gc_pause_threshold must be between"),
+        ("gc_deletion_threshold = -1", "gc_deletion_threshold must not be negative"),
+        ("gc_mutation_threshold = 1.5", "gc_mutation_threshold must be a int"),
+        ("gc_schedule_delay_s = inf", "gc_schedule_delay_s must not be negative"),
+        ("gc_startup_delay_s = -0.1", "gc_startup_delay_s must not be negative"),
         ("proxy_plugins = 3", "proxy_plugins must be a table"),
         ("[proxy_plugins]\nx = 3", "proxy_plugins.x must be a table"),
         ("[proxy_plugins.x]\ntype = 'moon'\naddress = '/a'", "proxy_plugins.x.type is one of"),
@@ -68,3 +77,16 @@ def test_proxy_plugins_are_tables(tmp_path: Path) -> None:
         "lazy": ProxyPlugin(type="snapshot", address="unix:///run/lazy.sock"),
         "other": ProxyPlugin(type="snapshot", address="/o", snapshotter="native", within_s=5.0),
     }
+
+
+def test_the_settings_of_the_collector_are_its_pace(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(
+        "gc_pause_threshold = 0.1\ngc_deletion_threshold = 7\ngc_mutation_threshold = 0\n"
+        "gc_schedule_delay_s = 2\ngc_startup_delay_s = 0\n"
+    )
+    pace = pace_of(load(file, {}))
+    assert pace == Pace(
+        share_max=0.1, deletions_max=7, writes_max=0, delay_s=2.0, start_delay_s=0.0
+    )
+    assert pace_of(Config()) == Pace()

@@ -4,12 +4,14 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -27,11 +29,12 @@ from holdfast.actors.exits import KILL
 from holdfast.actors.system import System
 from holdfast.storage import ingest as ingest_module
 from holdfast.storage.collector import Collector
-from holdfast.storage.content import ContentStore
+from holdfast.storage.content import SHAREABLE_LABEL, ContentStore
 from holdfast.storage.digest import digest_of
-from holdfast.storage.gc import Garbage
 from holdfast.storage.leases import Leases
-from holdfast.storage.store import Store
+from holdfast.storage.namespaces import Namespaces
+from holdfast.storage.store import Store, Transaction
+from holdfast.storage.sweep import Garbage
 
 HELLO = b"hello" * 1000
 HELLO_DIGEST = digest_of(HELLO)
@@ -243,6 +246,59 @@ async def test_a_blob_of_another_namespace_is_taken_over_without_bytes(tmp_path:
         assert not content.blob_path(HELLO_DIGEST).exists()
         with pytest.raises(NotFound):
             await content.delete("two", HELLO_DIGEST)
+
+
+async def test_an_isolated_namespace_takes_over_only_what_is_shareable(tmp_path: Path) -> None:
+    async with System.open(), Store.open(tmp_path / "meta.db") as store:
+        content = await ContentStore.open(tmp_path / "content", store, isolated=True)
+        namespaces = Namespaces(store)
+        await put(content, "ns", HELLO)
+        async with await content.open_ingest("other", "r", expected=HELLO_DIGEST) as ingest:
+            assert (await ingest.state()).offset == 0
+        await namespaces.update("ns", {SHAREABLE_LABEL: "yes"})
+        async with await content.open_ingest("other", "s", expected=HELLO_DIGEST) as ingest:
+            assert (await ingest.state()).offset == 0
+        await namespaces.update("ns", {SHAREABLE_LABEL: "true"})
+        async with await content.open_ingest("other", "t", expected=HELLO_DIGEST) as ingest:
+            assert (await ingest.state()).offset == len(HELLO)
+            await ingest.commit(len(HELLO), HELLO_DIGEST)
+        # Each has a record of its own; the bytes go with the last.
+        await content.delete("ns", HELLO_DIGEST)
+        await content.verify("other", HELLO_DIGEST)
+        await content.delete("other", HELLO_DIGEST)
+        assert not content.blob_path(HELLO_DIGEST).exists()
+
+
+async def test_a_blob_collected_since_it_was_looked_at_is_written_anew(tmp_path: Path) -> None:
+    """Between the look at the read models and the lease's write the collector removed it."""
+    async with opened(tmp_path) as (content, store):
+        await put(content, "ns", HELLO)
+        await Leases(store).create("ns", "lease")
+        gate, begun = threading.Event(), threading.Event()
+
+        def remove(tx: Transaction) -> None:
+            begun.set()
+            gate.wait(5)
+            tx.delete("content", "ns", HELLO_DIGEST)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.write, remove)
+            await trio.to_thread.run_sync(begun.wait, 5)
+
+            async def write() -> None:
+                expected = HELLO_DIGEST
+                async with await content.open_ingest(
+                    "ns", "again", expected=expected, lease="lease"
+                ) as ingest:
+                    await ingest.write(HELLO)
+                    await ingest.commit(len(HELLO), expected, lease="lease")
+
+            nursery.start_soon(write)
+            await trio.testing.wait_all_tasks_blocked()
+            gate.set()
+        await content.verify("ns", HELLO_DIGEST)
+        (held,) = Leases(store).list_resources("ns", "lease")
+        assert held.id == HELLO_DIGEST
 
 
 async def test_a_shared_ingest_becomes_one_of_its_own_when_written(tmp_path: Path) -> None:

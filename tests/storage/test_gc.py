@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
+import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,74 +20,17 @@ from hypothesis import strategies as st
 
 from holdfast.actors.errors import NotFound
 from holdfast.storage.collector import Collector, Pace
-from holdfast.storage.containers import Container, Containers, Opaque, Runtime
-from holdfast.storage.descriptor import Descriptor
-from holdfast.storage.gc import Garbage, Marks, Node, label_nodes, mark, parse_time_ns, reach
-from holdfast.storage.images import Image, Images
-from holdfast.storage.leases import EXPIRE_LABEL, FLAT_LABEL, Leases, Resource
+from holdfast.storage.expiry import EXPIRE_LABEL, Clock, parse_time_ns, read_clock
+from holdfast.storage.gc import Marks, Node, label_links, mark, node_of, note_backward, reach
+from holdfast.storage.leases import FLAT_LABEL, Resource
 from holdfast.storage.store import Store, Transaction
+from holdfast.storage.sweep import Garbage
+from holdfast.storage.turns import Turns
 
-NS = "default"
-PAST = "2020-01-01T00:00:00Z"
-FUTURE = "2199-01-01T00:00:00+01:00"
+sys.path.insert(0, str(Path(__file__).parent))
+from garbage import FUTURE, NS, PAST, World, digest
 
-
-def digest(name: str) -> str:
-    return "sha256:" + name.encode().hex().ljust(64, "0")
-
-
-class World:
-    """A store with shorthands for what the data side of storage writes."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.images = Images(store)
-        self.containers = Containers(store)
-        self.leases = Leases(store)
-        self.reclaimed: list[tuple[str, str, str]] = []
-        reclaim = {"content": self._reclaim, "snapshot": self._reclaim, "ingest": self._reclaim}
-        self.collector = Collector(store, reclaim)
-
-    async def _reclaim(self, garbage: Garbage) -> None:
-        self.reclaimed.append((garbage.kind, garbage.namespace, garbage.key))
-
-    async def put(self, kind: str, key: str, namespace: str = NS, **value: Any) -> None:
-        await self.store.write(
-            lambda tx: tx.put(kind, namespace, key, {"created_at": tx.now_ns, **value})
-        )
-
-    async def blob(self, name: str, labels: Mapping[str, str] | None = None) -> None:
-        await self.put("content", digest(name), size=1, labels=dict(labels or {}))
-
-    async def snapshot(
-        self, key: str, parent: str = "", labels: Mapping[str, str] | None = None
-    ) -> None:
-        await self.put("snapshot", f"overlayfs/{key}", parent=parent, labels=dict(labels or {}))
-
-    async def image(self, name: str, target: str, labels: Mapping[str, str] | None = None) -> None:
-        descriptor = Descriptor(media_type="m", digest=digest(target), size=1)
-        await self.images.create(NS, Image(name=name, target=descriptor, labels=labels or {}))
-
-    async def container(self, name: str, snapshot: str = "", **labels: str) -> None:
-        container = Container(
-            id=name,
-            runtime=Runtime(name="r"),
-            spec=Opaque(type_url="t", value=b""),
-            snapshotter="overlayfs" if snapshot else "",
-            snapshot_key=snapshot,
-            labels=labels,
-        )
-        await self.containers.create(NS, container)
-
-    async def left(self) -> set[str]:
-        """Collect, and tell the short names of all that is left."""
-        await self.collector.collect()
-        names: set[str] = set()
-        for row in self.store.scan("content"):
-            names.add(bytes.fromhex(row.key.removeprefix("sha256:").rstrip("0")).decode())
-        for kind in ("snapshot", "image", "container", "lease", "ingest"):
-            names |= {row.key.removeprefix("overlayfs/") for row in self.store.scan(kind)}
-        return names
+NOW = Clock(wall_ns=0, boot_ns=0, boot="this")
 
 
 @pytest.fixture
@@ -196,8 +141,13 @@ async def test_an_expired_lease_goes_with_what_it_held(world: World) -> None:
         await world.leases.add_resource(NS, lease, resource)
     assert await world.left() == {"future", "odd"}
     assert world.store.count("lease_resource") == 2
-    marks = await mark(world.store, 0)
-    assert marks.next_expiry_ns == parse_time_ns(FUTURE)
+    # The boot's clock says when.
+    expiry_ns = parse_time_ns(FUTURE)
+    assert expiry_ns is not None
+    assert world.collector._next_expiry_ns is not None
+    now = read_clock()
+    left_s = (world.collector._next_expiry_ns - now.boot_ns) / 1e9
+    assert left_s == pytest.approx((expiry_ns - now.wall_ns) / 1e9, abs=5)
 
 
 async def test_an_expired_image_goes_unless_it_is_referred_to(world: World) -> None:
@@ -247,21 +197,22 @@ async def test_a_sandbox_keeps_what_its_labels_name(world: World) -> None:
 @pytest.mark.parametrize(
     ("label", "node"),
     [
-        ("containerd.io/gc.ref.content", Node("content", NS, "v")),
-        ("containerd.io/gc.ref.content.m.0", Node("content", NS, "v")),
-        ("containerd.io/gc.ref.content/m", Node("content", NS, "v")),
+        ("containerd.io/gc.ref.content", node_of("content", NS, "v")),
+        ("containerd.io/gc.ref.content.m.0", node_of("content", NS, "v")),
+        ("containerd.io/gc.ref.content/m", node_of("content", NS, "v")),
         ("containerd.io/gc.ref.contents", None),
-        ("containerd.io/gc.ref.image", Node("image", NS, "v")),
-        ("containerd.io/gc.ref.snapshot.native", Node("snapshot", NS, "native/v")),
-        ("containerd.io/gc.ref.snapshot.native/x", Node("snapshot", NS, "native/v")),
+        ("containerd.io/gc.ref.image", node_of("image", NS, "v")),
+        ("containerd.io/gc.ref.snapshot.native", node_of("snapshot", NS, "native/v")),
+        ("containerd.io/gc.ref.snapshot.native/x", node_of("snapshot", NS, "native/v")),
         ("containerd.io/gc.ref.snapshot", None),
+        ("containerd.io/gc.ref.snapshot/native", None),
         ("containerd.io/gc.ref.container", None),
         ("containerd.io/gc.root", None),
     ],
 )
 def test_labels_name_nodes(label: str, node: Node | None) -> None:
-    expected = [] if node is None else [node]
-    assert list(label_nodes(NS, {label: "v"}, "containerd.io/gc.ref.")) == expected
+    expected = [] if node is None else [(label, node)]
+    assert list(label_links(NS, {label: "v"}, "containerd.io/gc.ref.")) == expected
 
 
 @pytest.mark.parametrize(
@@ -291,23 +242,22 @@ def test_marking_is_reachability(graph: dict[str, dict[str, str]], start: set[st
         key: {f"containerd.io/gc.{way}.content.{to}": to for to, way in edges.items()}
         for key, edges in graph.items()
     }
-    marks = Marks()
+    marks = Marks(NOW)
     for key in graph:
-        for node in label_nodes("n", labels[key], "containerd.io/gc.bref."):
-            marks.backward[node].append(Node("content", "n", key))
+        note_backward(node_of("content", "n", key), {"labels": labels[key]}, marks)
 
     def get(kind: str, namespace: str, key: str) -> dict[str, Any] | None:
         return {"labels": labels[key]} if key in labels else None
 
-    kept: set[Node] = set()
-    for _ in reach([Node("content", "n", key) for key in start], get, marks, kept):
+    marks.pending += [node_of("content", "n", key) for key in start]
+    for _ in reach(marks, get):
         pass
     edges = {(a, b) for a, out in graph.items() for b, way in out.items() if way == "ref"}
     edges |= {(b, a) for a, out in graph.items() for b, way in out.items() if way == "bref"}
     expected = set(start)
     while grown := {b for a, b in edges if a in expected} - expected:
         expected |= grown
-    assert {node.key for node in kept} == expected
+    assert {node[2] for node in marks.kept} == expected
 
 
 class Interloper(Collector):
@@ -315,8 +265,9 @@ class Interloper(Collector):
 
     meddle: Callable[[], Any]
 
-    async def _sweep(self, *arguments: Any) -> list[Garbage]:
-        await self.meddle()
+    async def _sweep(self, *arguments: Any) -> tuple[Sequence[Garbage], int]:
+        meddle, self.meddle = self.meddle, trio.lowlevel.checkpoint
+        await meddle()
         return await super()._sweep(*arguments)
 
 
@@ -337,7 +288,6 @@ async def test_what_is_referred_to_while_marking_is_kept(world: World) -> None:
 
     collector.meddle = meddle
     assert await world.left() == {"Man", "Lay", "Held", "base", "rw", "New", "img", "lease"}
-    collector.meddle = trio.lowlevel.checkpoint
     assert await world.left() == {"Man", "Lay", "Held", "img", "lease"}
 
 
@@ -399,7 +349,7 @@ async def test_marking_gives_way_to_others(world: World) -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(count)
-        await mark(world.store, 0)
+        await Turns().walk(mark(world.store, Marks(NOW)))
         nursery.cancel_scope.cancel()
     assert turns >= 3
 
@@ -448,6 +398,61 @@ async def test_many_writes_make_a_collection_due(world: World) -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_many_deletions_end_the_pause(world: World) -> None:
+    pace = Pace(start_delay_s=0.0, collection_min_s=60.0, deletions_max=2)
+    collector = Collector(world.store, {}, pace)
+    for name in ("One", "Two", "Three"):
+        await world.blob(name)
+        await world.image(name, name)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(collector.run)
+        await until(lambda: collector._done == 1)
+        await world.images.delete(NS, "One")
+        await trio.sleep(0.05)
+        # One deletion waits for its share of the time.
+        assert world.store.count("content") == 3
+        assert re.fullmatch(r"within 2\d{3}\.\d s", collector.outlook())
+        await world.images.delete(NS, "Two")
+        await until(lambda: world.store.count("content") == 1)
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_is_due_waits_for_the_delay(world: World) -> None:
+    pace = Pace(start_delay_s=0.0, share_max=0.5, collection_min_s=0.001, delay_s=0.2)
+    collector = Collector(world.store, {}, pace)
+    await world.blob("One")
+    await world.image("One", "One")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(collector.run)
+        await until(lambda: collector._done == 1)
+        began_s = trio.current_time()
+        await world.images.delete(NS, "One")
+        await until(lambda: world.store.count("content") == 0)
+        assert trio.current_time() - began_s >= 0.2
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_caller_that_leaves_leaves_no_file_without_a_record(world: World) -> None:
+    begun, gate = trio.Event(), trio.Event()
+
+    async def reclaim(garbage: Garbage) -> None:
+        begun.set()
+        await gate.wait()
+        world.reclaimed.append((garbage.kind, garbage.namespace, garbage.key))
+
+    collector = Collector(world.store, {"content": reclaim})
+    await world.blob("One")
+    await world.blob("Two")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(collector.collect)
+        await begun.wait()
+        nursery.cancel_scope.cancel()
+        gate.set()
+    deleted = 2 - world.store.count("content")
+    assert deleted > 0
+    assert len(world.reclaimed) == deleted
+
+
 async def test_an_expiry_makes_a_collection_due(world: World) -> None:
     collector = Collector(world.store, {}, QUICK)
     soon = datetime.now(UTC) + timedelta(seconds=0.3)
@@ -482,7 +487,6 @@ async def test_a_failed_collection_is_nobodys_answer(world: World) -> None:
     await world.blob("One")
 
     async def fail() -> None:
-        collector.meddle = trio.lowlevel.checkpoint
         raise ZeroDivisionError
 
     collector.meddle = fail

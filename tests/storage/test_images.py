@@ -9,8 +9,9 @@ import pytest
 
 from holdfast.actors.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from holdfast.storage.descriptor import Descriptor
+from holdfast.storage.expiry import EXPIRE_LABEL
 from holdfast.storage.images import Image, Images
-from holdfast.storage.leases import EXPIRE_LABEL, Leases, Resource
+from holdfast.storage.leases import Leases, Resource
 from holdfast.storage.store import Store
 
 DIGEST = "sha256:" + "0" * 64

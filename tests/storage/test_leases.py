@@ -11,8 +11,8 @@ from holdfast.actors.errors import (
     NotFound,
     Unimplemented,
 )
+from holdfast.storage.expiry import EXPIRE_LABEL
 from holdfast.storage.leases import (
-    EXPIRE_LABEL,
     Lease,
     Leases,
     Resource,
