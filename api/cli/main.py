@@ -14,7 +14,7 @@ import trio
 from ...actors.errors import Refusal
 from ..config import DEFAULT_ADDRESS
 from ..status import CallFailed
-from . import containers, faults, images, run, stores, system
+from . import containers, faults, images, run, stores, system, why
 from .session import Where
 
 
@@ -67,6 +67,7 @@ for _command in (
     *stores.COMMANDS,
     *system.COMMANDS,
     *faults.COMMANDS,
+    *why.COMMANDS,
 ):
     cli.add_command(_command)
 

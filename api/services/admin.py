@@ -12,6 +12,7 @@ from ...runtime.shims import fork_server
 from ...runtime.spec import BindMount
 from ...storage.events import GAP_TOPIC, Event
 from ...storage.faults import Fault
+from ...storage.why import Reason, why
 from ...supervision.report import CrashReport
 from ..anys import timestamp
 from ..grpc.call import Call, Context
@@ -65,6 +66,17 @@ def service(host: Host) -> Service:
         removed = await host.faults.remove(every if request.all else request.ids)
         return pb.RemoveFaultsResponse(removed=[fault_to(fault) for fault in removed])
 
+    async def why_(request: pb.WhyRequest, context: Context) -> pb.WhyResponse:
+        reason = await why(
+            host.store,
+            host.collector,
+            context.namespace(),
+            request.kind,
+            request.name,
+            snapshotter=request.snapshotter or host.config.snapshotter,
+        )
+        return why_to(reason)
+
     async def kill_actor(request: pb.KillActorRequest, _: Context) -> pb.KillActorResponse:
         await host.kill_actor(request.name)
         return pb.KillActorResponse()
@@ -107,6 +119,7 @@ def service(host: Host) -> Service:
             "Crashes": crashes,
             "Faults": faults,
             "RemoveFaults": remove_faults,
+            "Why": why_,
             "KillActor": kill_actor,
             "CreateContainer": create_container,
             "Import": import_,
@@ -207,3 +220,14 @@ def fault_to(fault: Fault) -> pb.Fault:
         since=timestamp(fault.since_ns),
         held=fault.held,
     )
+
+
+def why_to(reason: Reason) -> pb.WhyResponse:
+    answer = pb.WhyResponse(kept=reason.kept, goes=reason.goes, also_in=reason.also_in)
+    for step in reason.chain:
+        answer.chain.add(how=step.how, kind=step.kind, name=step.key, flat=step.flat)
+    until = timestamp(reason.until_ns or 0)
+    if until is not None and reason.left_s is not None:
+        answer.until.CopyFrom(until)
+        answer.left_s = reason.left_s
+    return answer

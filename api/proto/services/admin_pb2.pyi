@@ -152,6 +152,44 @@ class RemoveFaultsResponse(_message.Message):
     removed: _containers.RepeatedCompositeFieldContainer[Fault]
     def __init__(self, removed: _Optional[_Iterable[_Union[Fault, _Mapping]]] = ...) -> None: ...
 
+class WhyRequest(_message.Message):
+    __slots__ = ("kind", "name", "snapshotter")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOTTER_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    name: str
+    snapshotter: str
+    def __init__(self, kind: _Optional[str] = ..., name: _Optional[str] = ..., snapshotter: _Optional[str] = ...) -> None: ...
+
+class WhyStep(_message.Message):
+    __slots__ = ("how", "kind", "name", "flat")
+    HOW_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    FLAT_FIELD_NUMBER: _ClassVar[int]
+    how: str
+    kind: str
+    name: str
+    flat: bool
+    def __init__(self, how: _Optional[str] = ..., kind: _Optional[str] = ..., name: _Optional[str] = ..., flat: _Optional[bool] = ...) -> None: ...
+
+class WhyResponse(_message.Message):
+    __slots__ = ("kept", "chain", "until", "left_s", "goes", "also_in")
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_FIELD_NUMBER: _ClassVar[int]
+    LEFT_S_FIELD_NUMBER: _ClassVar[int]
+    GOES_FIELD_NUMBER: _ClassVar[int]
+    ALSO_IN_FIELD_NUMBER: _ClassVar[int]
+    kept: bool
+    chain: _containers.RepeatedCompositeFieldContainer[WhyStep]
+    until: _timestamp_pb2.Timestamp
+    left_s: float
+    goes: str
+    also_in: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, kept: _Optional[bool] = ..., chain: _Optional[_Iterable[_Union[WhyStep, _Mapping]]] = ..., until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., left_s: _Optional[float] = ..., goes: _Optional[str] = ..., also_in: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class KillActorRequest(_message.Message):
     __slots__ = ("name",)
     NAME_FIELD_NUMBER: _ClassVar[int]
