@@ -7,22 +7,39 @@ another eighth.
 """
 
 import gc
+import os
 import sys
+from types import ModuleType
 from typing import Any, cast
 
 RICH = "rich"
 
 
 def main() -> None:
-    """Run the daemon's command line."""
-    gc.disable()
-    cast("dict[str, Any]", sys.modules)[RICH] = None  # for structlog it is not installed
-    from .daemon import daemon
+    """Run the daemon's command line; by the name of containerd, that of containerd."""
+    if os.path.basename(sys.argv[0]) == "containerd":
+        from .containerd.command import main as containerd
 
-    del sys.modules[RICH]
+        containerd()
+    load_daemon().daemon(prog_name="holdfastd")
+
+
+def load_daemon() -> ModuleType:
+    """The daemon's module, imported quickly."""
+    gc.disable()
+    # For structlog it is not installed. Whoever has imported it already keeps it.
+    modules = cast("dict[str, Any]", sys.modules)
+    kept = modules.get(RICH)
+    modules[RICH] = None
+    from . import daemon
+
+    if kept is None:
+        del modules[RICH]
+    else:
+        modules[RICH] = kept
     gc.freeze()
     gc.enable()
-    daemon(prog_name="holdfastd")
+    return daemon
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ DEFAULT_CONFIG: Final = Path("/etc/holdfast/config.toml")
 DEFAULT_ADDRESS: Final = "/run/holdfast/holdfast.sock"
 LOG_LEVELS: Final = ("debug", "info", "warn", "error")
 NOT_NEGATIVE: Final = (
+    "uid",
+    "gid",
     "gc_deletion_threshold",
     "gc_mutation_threshold",
     "gc_schedule_delay_s",
@@ -51,7 +53,14 @@ class Config:
     """What a reboot may take: bundles, sockets. Made with mode 0700."""
     address: str = DEFAULT_ADDRESS
     """The API's unix socket, mode 0660. ttrpc listens on the same path with `.ttrpc`."""
+    ttrpc_address: str = ""
+    """The unix socket for shims; empty: the address with `.ttrpc`."""
+    uid: int = 0
+    """Who owns the sockets, and which group."""
+    gid: int = 0
     log_level: str = "info"
+    oci_runtime: str = ""
+    """The program for containers that name none; empty: crun, or runc where there is no crun."""
     snapshotter: str = "overlayfs"
     """Which snapshotter serves requests that name none."""
     workers: int = 2
@@ -82,6 +91,16 @@ class Config:
     """How long after the start the first collection comes."""
     shutdown_within_s: float = 10.0
     """How long an orderly end may take. Containers run on."""
+    attach_within_s: float = 5.0
+    """How long a shim of an earlier daemon may take to answer before another replaces it."""
+    oom_score: int = 0
+    """oom_score_adj of the daemon and what it starts; 0: as it is."""
+
+
+def made(settings: Mapping[str, object], source: str, base: Config | None = None) -> Config:
+    """A base, or the defaults, changed by settings that are not None, each checked."""
+    given = {key: value for key, value in settings.items() if value is not None}
+    return replace(base or Config(), **_checked(given, source))
 
 
 def load(path: Path | None, overrides: Mapping[str, object]) -> Config:
@@ -93,9 +112,8 @@ def load(path: Path | None, overrides: Mapping[str, object]) -> Config:
     config = Config()
     source = path if path is not None else DEFAULT_CONFIG
     if path is not None or source.exists():
-        config = replace(config, **_checked(_read(source), str(source)))
-    given = {key: value for key, value in overrides.items() if value is not None}
-    return replace(config, **_checked(given, "command line"))
+        config = made(_read(source), str(source), config)
+    return made(overrides, "command line", config)
 
 
 def _read(path: Path) -> Mapping[str, object]:
@@ -129,6 +147,11 @@ def _checked(settings: Mapping[str, object], source: str) -> dict[str, Any]:
     for key in NOT_NEGATIVE:
         if not 0 <= checked.get(key, 0) < math.inf:
             raise InvalidArgument(f"{source}: {key} must not be negative, nor endless")
+    for key in ("attach_within_s", "shutdown_within_s"):
+        if checked.get(key, 1.0) <= 0:
+            raise InvalidArgument(f"{source}: {key} must be more than 0")
+    if not -1000 <= checked.get("oom_score", 0) <= 1000:
+        raise InvalidArgument(f"{source}: oom_score must be between -1000 and 1000")
     return checked
 
 

@@ -8,6 +8,7 @@ import gc
 import os
 import signal
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -50,11 +51,29 @@ def daemon(
         config = load(config_path, overrides)
     except Refusal as error:
         raise click.UsageError(str(error)) from error
+    run(config)
+
+
+def run(config: Config, remarks: Sequence[str] = ()) -> None:
+    """Be the daemon until a signal comes. `remarks` are told in the log: they are about the
+    configuration, which was read before there was one."""
     if os.geteuid() != 0:
         raise click.ClickException("holdfastd must run as root: it mounts and makes namespaces")
     set_up_logging(config.log_level)
+    for remark in remarks:
+        log.warning("config.ignored", reason=remark)
+    if config.oom_score:
+        set_oom_score(config.oom_score)
     failpoints.enter("daemon")
     trio.run(serve, config)
+
+
+def set_oom_score(score: int) -> None:
+    """What we start inherits it; a container whose spec names a score of its own has that one."""
+    try:
+        Path("/proc/self/oom_score_adj").write_text(str(score))
+    except OSError as error:
+        log.warning("daemon.oom_score_failed", score=score, reason=str(error))
 
 
 async def serve(config: Config) -> None:

@@ -32,7 +32,7 @@ from ..actors.reference import Ref
 from ..actors.system import System
 from ..runtime.cgroup import layout
 from ..runtime.foreign import Foreign
-from ..runtime.ground import Ground
+from ..runtime.ground import Ground, Limits
 from ..runtime.launch import Launcher, Wanted
 from ..runtime.oci import find_program
 from ..runtime.records import task_name
@@ -142,7 +142,7 @@ class Host:
 
     async def facts(self) -> "Facts":
         """The OCI runtime that is used by default, and which cgroups the host has."""
-        return await trio.to_thread.run_sync(look_at_host)
+        return await trio.to_thread.run_sync(look_at_host, self.config.oci_runtime)
 
     @property
     def crashes(self) -> CrashLog:
@@ -436,6 +436,8 @@ async def build(config: Config, system: System, store: Store, *, serves: bool = 
         state=config.state,
         spawn_shim=spawn_shim,
         faults=task_faults,
+        oci_runtime=config.oci_runtime,
+        limits=Limits(attach_within_s=config.attach_within_s),
         log_binaries=config.log_binaries,
         foreign=foreign,
     )
@@ -530,9 +532,9 @@ class Facts:
     cgroups: str
 
 
-def look_at_host() -> Facts:
+def look_at_host(oci_runtime: str) -> Facts:
     """The OCI runtime's version line, and the cgroup layout."""
-    binary = find_program("")
+    binary = find_program(oci_runtime)
     done = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10)
     first = done.stdout.splitlines()[0] if done.stdout else Path(binary).name
     return Facts(runtime=f"{first} ({binary})", cgroups=layout().value)

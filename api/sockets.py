@@ -1,9 +1,11 @@
 """The sockets of a host: gRPC for clients, ttrpc beside it for shims.
 
-Both are unix sockets with a path, mode 0660 and root's; there is no abstract one. They open last
+Both are unix sockets with a path, mode 0660 and root's unless
+the configuration names another owner; there is no abstract one. They open last
 and close first, so that no request meets a half-built house.
 """
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -75,28 +77,36 @@ class Sockets(Actor):
 
     def __init__(self, host: Host) -> None:
         super().__init__()
-        self._address = Path(host.config.address)
+        config = host.config
+        self._address = Path(config.address)
+        self._owner = (config.uid, config.gid)
         self._grpc = GrpcServer(services(host))
         self._ttrpc = TtrpcServer([events.ttrpc_service(host.events, host.tasks)])
-        self._servers: dict[Path, GrpcServer | TtrpcServer] = {
-            self._address: self._grpc,
-            Path(f"{self._address}{TTRPC_SUFFIX}"): self._ttrpc,
-        }
-        if host.config.lend_snapshots:
+        shims = Path(config.ttrpc_address or f"{config.address}{TTRPC_SUFFIX}")
+        self._servers: dict[Path, GrpcServer | TtrpcServer] = {shims: self._ttrpc}
+        if config.lend_snapshots:
             lent = snapshots.lent(LentSnapshots(host.snapshotter()))
-            self._servers[Path(host.config.lend_snapshots)] = GrpcServer([lent])
+            self._servers[Path(config.lend_snapshots)] = GrpcServer([lent])
+        # The last to open: who is answered there finds the others too.
+        self._servers[self._address] = self._grpc
 
     async def on_start(self) -> None:
         for path, server in self._servers.items():
-            await trio.to_thread.run_sync(
-                partial(path.parent.mkdir, mode=0o711, parents=True, exist_ok=True)
-            )
-            self.spawn_task(server.serve, await listen_unix(path, MODE))
+            self.spawn_task(server.serve, await self._listen(path))
 
     async def on_stop(self) -> None:
         await self._grpc.stop(DRAIN_WITHIN_S)
         for path in self._servers:
             path.unlink(missing_ok=True)
+
+    async def _listen(self, path: Path) -> trio.SocketListener:
+        await trio.to_thread.run_sync(
+            partial(path.parent.mkdir, mode=0o711, parents=True, exist_ok=True)
+        )
+        listener = await listen_unix(path, MODE)
+        if self._owner != (0, 0):
+            os.chown(path, *self._owner)
+        return listener
 
     def describe_state(self) -> str:
         return f"{self._address}: {self._grpc.connections} connections"

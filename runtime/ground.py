@@ -61,6 +61,8 @@ class Ground:
     faults: TaskFaults
     foreign: Foreign | None = None
     """How shims are run that are not ours; None where no socket hears them."""
+    oci_runtime: str = ""
+    """The OCI runtime of tasks that name none; empty: the preferred one that is installed."""
     limits: Limits = Limits()
     log_binaries: Path = Path("/usr/local/lib/holdfast/loggers")
     """The folder whose programs `binary://` may name."""

@@ -43,7 +43,7 @@ from ..supervision.spec import ChildSpec, Restart
 from . import exec, ledger, task
 from .bundle import bundle_path, parse_config
 from .exits import Exits
-from .foreign import FOREIGN_TOPICS
+from .foreign import FOREIGN_TOPICS, is_foreign
 from .ground import Ground
 from .loguri import check_binaries, logs_of
 from .records import (
@@ -199,7 +199,7 @@ class Tasks:
             bundle=str(bundle_path(self._ground.state, namespace, id)),
             stdio=stdio or Stdio(),
             rootfs=rootfs,
-            options=options or {},
+            options=self._options(options or {}, runtime),
             runtime=runtime,
         )
         # Shielded: a create that is withdrawn halfway would leave an intent without an owner.
@@ -381,6 +381,13 @@ class Tasks:
         return topic in FOREIGN_TOPICS
 
     # Inside.
+
+    def _options(self, options: Mapping[str, Any], runtime: str) -> Mapping[str, Any]:
+        """The client's, with the host's choice of an OCI runtime where it names none."""
+        ours = self._ground.oci_runtime
+        if not ours or is_foreign(runtime) or options.get("binary_name"):
+            return options
+        return {**options, "binary_name": ours}
 
     @property
     def _shim_within_s(self) -> float:

@@ -16,6 +16,7 @@ import pytest
 import holdfast
 from holdfast.api.cli.main import cli
 from holdfast.api.config import Config
+from holdfast.api.containerd.command import containerd
 from holdfast.api.daemon import daemon as daemon_command
 from holdfast.api.sockets import services
 
@@ -31,7 +32,7 @@ from terminal import on_a_terminal
 seen, status = on_a_terminal(sys.argv[1:], "exit\\n", "/ # ")
 print(seen); sys.exit(status)' """
 OPTION = r"(?<![\w-])--?[a-z][a-z-]*"
-SUBCOMMANDS = ("rm", "usage", "get", "remove", "teardown")
+SUBCOMMANDS = ("rm", "usage", "get", "remove", "teardown", "default", "dump", "migrate")
 EVERYWHERE = {"-h", "--help", "--version"}
 
 
@@ -151,7 +152,10 @@ def real(command: click.Command, name: str = "") -> Iterator[tuple[str, list[set
                 yield from real(inner, f"{name} {key}".strip())
 
 
-@pytest.mark.parametrize(("section", "command"), [("holdfast", cli), ("holdfastd", daemon_command)])
+@pytest.mark.parametrize(
+    ("section", "command"),
+    [("holdfast", cli), ("holdfastd", daemon_command), ("containerd", containerd)],
+)
 def test_the_reference_names_each_command_with_its_options(
     section: str, command: click.Command
 ) -> None:
@@ -177,7 +181,8 @@ def test_every_command_and_option_has_its_help() -> None:
             for key, inner in command.commands.items():
                 yield from walk(inner, f"{name} {key}")
 
-    assert [*walk(cli, "holdfast"), *walk(daemon_command, "holdfastd")] == []
+    every = {"holdfast": cli, "holdfastd": daemon_command, "containerd": containerd}
+    assert [fault for name, command in every.items() for fault in walk(command, name)] == []
 
 
 def test_the_reference_names_each_setting_with_its_default() -> None:
