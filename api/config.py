@@ -61,6 +61,8 @@ class Config:
     log_level: str = "info"
     oci_runtime: str = ""
     """The program for containers that name none; empty: crun, or runc where there is no crun."""
+    opt: Path = Path("/opt/holdfast")
+    """Where images install programs, as by `ctr install`; its `bin` is searched first."""
     snapshotter: str = "overlayfs"
     """Which snapshotter serves requests that name none."""
     workers: int = 2

@@ -64,8 +64,18 @@ def run(config: Config, remarks: Sequence[str] = ()) -> None:
         log.warning("config.ignored", reason=remark)
     if config.oom_score:
         set_oom_score(config.oom_score)
+    search_first(config.opt)
     failpoints.enter("daemon")
     trio.run(serve, config)
+
+
+def search_first(opt: Path) -> None:
+    """Find what images have installed before what the host has."""
+    os.environ["PATH"] = f"{opt}/bin:{os.environ.get('PATH', os.defpath)}"
+    try:
+        (opt / "bin").mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # a root that is read-only; nothing is installed into it then
+        log.warning("daemon.no_opt", path=str(opt), reason=str(error))
 
 
 def set_oom_score(score: int) -> None:

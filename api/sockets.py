@@ -65,7 +65,7 @@ def services(host: Host) -> Sequence[Service]:
         events.service(host.events),
         streaming.service(streams),
         transfer.service(host.transfers, streams),
-        introspection.service(host.uuid),
+        introspection.service(host.uuid, str(host.config.opt)),
         admin.service(host),
     ]
     names = frozenset(path.split("/")[1] for service in offered for path in service)

@@ -33,7 +33,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from ..actors.errors import NotFound
+from ..actors.errors import InvalidArgument
 from .mounts import Mount
 
 __all__ = ["Info", "Kind", "Mount", "Snapshotter", "Usage"]
@@ -142,8 +142,9 @@ S = TypeVar("S", bound=Snapshotter)
 
 
 def find_snapshotter(snapshotters: Mapping[str, S], default: str, name: str = "") -> S:
-    """The snapshotter of that name, or the default one; NotFound when there is none."""
+    """The snapshotter of that name, or the default one; InvalidArgument when there is none: what
+    is NotFound is a snapshot, and clients would make it."""
     found = snapshotters.get(name or default)
     if found is None:
-        raise NotFound(f"snapshotter {name or default}: not found")
+        raise InvalidArgument(f"snapshotter not loaded: {name or default}: invalid argument")
     return found

@@ -28,6 +28,7 @@ from .migration import (
 )
 
 GC: Final = "io.containerd.gc.v1.scheduler"
+OPT: Final = "io.containerd.internal.v1.opt"
 RUNC: Final = "io.containerd.runc.v2"
 SNAPSHOTTERS: Final = ("overlayfs", "native")
 LEVELS: Mapping[str, str] = {
@@ -93,8 +94,11 @@ HEEDED: Sequence[Heeded] = (
     Heeded(("plugins", GRPC, "gid"), "gid"),
     Heeded(("plugins", TTRPC, "address"), "ttrpc_address"),
     Heeded(("plugins", GC, "pause_threshold"), "gc_pause_threshold"),
+    Heeded(("plugins", GC, "deletion_threshold"), "gc_deletion_threshold"),
     Heeded(("plugins", GC, "mutation_threshold"), "gc_mutation_threshold"),
+    Heeded(("plugins", GC, "schedule_delay"), "gc_schedule_delay_s", seconds),
     Heeded(("plugins", GC, "startup_delay"), "gc_startup_delay_s", seconds),
+    Heeded(("plugins", OPT, "path"), "opt", place),
     Heeded(("timeouts", "io.containerd.timeout.shim.load"), "attach_within_s", seconds),
 )
 
@@ -133,7 +137,6 @@ DEFAULTS: Mapping[Path_, Sequence[Any]] = {
     ("plugins", CRI_RUNTIME, "cni", "conf_dir"): ["/etc/cni/net.d"],
     ("plugins", CRI_RUNTIME, "cni", "max_conf_num"): [1],
     ("plugins", TASK, "platforms"): [["linux/amd64"], ["linux/arm64"]],
-    ("plugins", "io.containerd.internal.v1.opt", "path"): ["/opt/containerd"],
     ("plugins", "io.containerd.internal.v1.restart", "interval"): ["10s"],
     ("plugins", "io.containerd.metadata.v1.bolt", "content_sharing_policy"): ["shared"],
     ("plugins", "io.containerd.runtime.v1.linux", "runtime"): ["runc"],
@@ -180,6 +183,7 @@ def default_document(config: Config | None = None) -> Table:
                     "runtimes": {"runc": {"runtime_type": RUNC, "options": {"BinaryName": ""}}},
                 }
             },
+            OPT: {"path": "/opt/containerd"},
             GRPC: {"address": "/run/containerd/containerd.sock", "uid": 0, "gid": 0},
             TTRPC: {"address": ""},
         },

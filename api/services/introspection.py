@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,7 @@ PLUGINS: Sequence[Plugin] = (
     Plugin("io.containerd.service.v1", "snapshots-service"),
     Plugin("io.containerd.runtime.v2", "task", native=True),
     Plugin("io.containerd.service.v1", "tasks-service"),
+    Plugin("io.containerd.internal.v1", "opt"),
     Plugin("io.containerd.grpc.v1", "introspection"),
     Plugin("io.containerd.grpc.v1", "containers"),
     Plugin("io.containerd.grpc.v1", "content"),
@@ -65,14 +66,17 @@ PLUGINS: Sequence[Plugin] = (
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
-def service(uuid: str) -> Service:
-    """The service of a daemon with this lasting identity."""
+def service(uuid: str, opt: str) -> Service:
+    """The service of a daemon with this lasting identity; images install programs into `opt`."""
     pid_namespace = Path("/proc/self/ns/pid").stat().st_ino
 
     async def plugins(request: pb.PluginsRequest, _: Context) -> pb.PluginsResponse:
         accepts = compile_filters(list(request.filters))
         found = [p for p in PLUGINS if accepts(partial(_field, p))]
-        return pb.PluginsResponse(plugins=[to_message(plugin) for plugin in found])
+        return pb.PluginsResponse(plugins=[message(plugin) for plugin in found])
+
+    def message(plugin: Plugin) -> pb.Plugin:
+        return to_message(plugin, {"path": opt} if plugin.id == "opt" else {})
 
     async def server(_request: Empty, _: Context) -> pb.ServerResponse:
         return pb.ServerResponse(uuid=uuid, pid=os.getpid(), pidns=pid_namespace)
@@ -80,7 +84,7 @@ def service(uuid: str) -> Service:
     async def plugin_info(request: pb.PluginInfoRequest, _: Context) -> pb.PluginInfoResponse:
         for plugin in PLUGINS:
             if (plugin.type, plugin.id) == (request.type, request.id):
-                return pb.PluginInfoResponse(plugin=to_message(plugin))
+                return pb.PluginInfoResponse(plugin=message(plugin))
         raise NotFound(f"plugin {request.type}.{request.id}: not found")
 
     return implement(
@@ -89,10 +93,11 @@ def service(uuid: str) -> Service:
     )
 
 
-def to_message(plugin: Plugin) -> pb.Plugin:
+def to_message(plugin: Plugin, exports: Mapping[str, str]) -> pb.Plugin:
     machine = platform.machine()
     here = Platform(os="linux", architecture=ARCHITECTURES.get(machine, machine))
-    return pb.Plugin(type=plugin.type, id=plugin.id, platforms=[here] if plugin.native else [])
+    platforms = [here] if plugin.native else []
+    return pb.Plugin(type=plugin.type, id=plugin.id, platforms=platforms, exports=exports)
 
 
 def _field(plugin: Plugin, path: Sequence[str]) -> tuple[str, bool]:

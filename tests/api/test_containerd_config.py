@@ -46,6 +46,7 @@ def test_the_real_default_starts_with_containerds_places_and_without_a_remark(
     assert config.state == Path("/run/containerd")
     assert config.address == "/run/containerd/containerd.sock"
     assert config.ttrpc_address == "/run/containerd/containerd.sock.ttrpc"
+    assert config.opt == Path("/opt/containerd")
     assert config.log_level == "info"
     assert config.gc_startup_delay_s == pytest.approx(0.1)
 
