@@ -55,6 +55,8 @@ class Config:
     """The API's unix socket, mode 0660. ttrpc listens on the same path with `.ttrpc`."""
     ttrpc_address: str = ""
     """The unix socket for shims; empty: the address with `.ttrpc`."""
+    debug_address: str = ""
+    """A further unix socket, which tells what the daemon is doing: `ctr pprof`. Empty: none."""
     uid: int = 0
     """Who owns the sockets, and which group."""
     gid: int = 0

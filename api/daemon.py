@@ -73,8 +73,8 @@ def search_first(opt: Path) -> None:
     """Find what images have installed before what the host has."""
     os.environ["PATH"] = f"{opt}/bin:{os.environ.get('PATH', os.defpath)}"
     try:
-        (opt / "bin").mkdir(parents=True, exist_ok=True)
-    except OSError as error:  # a root that is read-only; nothing is installed into it then
+        opt.mkdir(parents=True, exist_ok=True)  # clients install below it, and do not make it
+    except OSError as error:
         log.warning("daemon.no_opt", path=str(opt), reason=str(error))
 
 

@@ -6,7 +6,7 @@ and close first, so that no request meets a half-built house.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -38,6 +38,9 @@ from .services import (
 )
 from .streams import Streams
 from .ttrpc import TtrpcServer
+
+Serve = Callable[[trio.SocketListener], Awaitable[None]]
+"""Answers whoever connects, until cancelled."""
 
 MODE = 0o660
 TTRPC_SUFFIX = ".ttrpc"
@@ -83,16 +86,20 @@ class Sockets(Actor):
         self._grpc = GrpcServer(services(host))
         self._ttrpc = TtrpcServer([events.ttrpc_service(host.events, host.tasks)])
         shims = Path(config.ttrpc_address or f"{config.address}{TTRPC_SUFFIX}")
-        self._servers: dict[Path, GrpcServer | TtrpcServer] = {shims: self._ttrpc}
+        self._servers: dict[Path, Serve] = {shims: self._ttrpc.serve}
         if config.lend_snapshots:
             lent = snapshots.lent(LentSnapshots(host.snapshotter()))
-            self._servers[Path(config.lend_snapshots)] = GrpcServer([lent])
+            self._servers[Path(config.lend_snapshots)] = GrpcServer([lent]).serve
+        if config.debug_address:
+            from . import debug  # what it imports, few daemons need
+
+            self._servers[Path(config.debug_address)] = debug.serve
         # The last to open: who is answered there finds the others too.
-        self._servers[self._address] = self._grpc
+        self._servers[self._address] = self._grpc.serve
 
     async def on_start(self) -> None:
-        for path, server in self._servers.items():
-            self.spawn_task(server.serve, await self._listen(path))
+        for path, serve in self._servers.items():
+            self.spawn_task(serve, await self._listen(path))
 
     async def on_stop(self) -> None:
         await self._grpc.stop(DRAIN_WITHIN_S)

@@ -93,6 +93,7 @@ HEEDED: Sequence[Heeded] = (
     Heeded(("plugins", GRPC, "uid"), "uid"),
     Heeded(("plugins", GRPC, "gid"), "gid"),
     Heeded(("plugins", TTRPC, "address"), "ttrpc_address"),
+    Heeded(("plugins", DEBUG, "address"), "debug_address"),
     Heeded(("plugins", GC, "pause_threshold"), "gc_pause_threshold"),
     Heeded(("plugins", GC, "deletion_threshold"), "gc_deletion_threshold"),
     Heeded(("plugins", GC, "mutation_threshold"), "gc_mutation_threshold"),
@@ -114,7 +115,6 @@ SILENT: Sequence[Path_] = (
 
 # containerd's own values, as its `config default` prints them; to set them is to say nothing.
 DEFAULTS: Mapping[Path_, Sequence[Any]] = {
-    ("plugins", GC, "schedule_delay"): ["0s"],
     ("plugins", GRPC, "max_recv_message_size"): [16 << 20],
     ("plugins", GRPC, "max_send_message_size"): [16 << 20],
     ("plugins", CRI, "disable_tcp_service"): [True],
@@ -152,7 +152,6 @@ OCICRYPT: Final = "io.containerd.ocicrypt.decoder.v1."
 # Plugins that listen or measure, and what is missed without them.
 WITHOUT: Mapping[str, str] = {
     GRPC_TCP: "no TCP socket is served",
-    DEBUG: "no debug socket is served",
     METRICS: "no metrics are served",
     PROMETHEUS: "no metrics are served",
 }
@@ -173,7 +172,9 @@ def default_document(config: Config | None = None) -> Table:
         "plugins": {
             GC: {
                 "pause_threshold": ours.gc_pause_threshold,
+                "deletion_threshold": ours.gc_deletion_threshold,
                 "mutation_threshold": ours.gc_mutation_threshold,
+                "schedule_delay": f"{round(ours.gc_schedule_delay_s * 1000)}ms",
                 "startup_delay": f"{round(ours.gc_startup_delay_s * 1000)}ms",
             },
             CRI_IMAGES: {"snapshotter": ours.snapshotter},
@@ -186,6 +187,7 @@ def default_document(config: Config | None = None) -> Table:
             OPT: {"path": "/opt/containerd"},
             GRPC: {"address": "/run/containerd/containerd.sock", "uid": 0, "gid": 0},
             TTRPC: {"address": ""},
+            DEBUG: {"address": ""},
         },
         "proxy_plugins": {},
         "timeouts": {"io.containerd.timeout.shim.load": f"{ours.attach_within_s:g}s"},
@@ -291,8 +293,8 @@ def _leftover(document: Table) -> Iterator[str]:
             continue
         if path[0] == "stream_processors" and path[1].startswith(OCICRYPT):
             continue
-        if path[:2] == ("plugins", TTRPC) and value == at(document, ("plugins", GRPC, path[-1])):
-            continue  # both sockets have one owner
+        if path[1:2] in ((TTRPC,), (DEBUG,)) and value == at(document, ("plugins", GRPC, path[-1])):
+            continue  # all sockets have one owner
         depth = {"plugins": 2, "stream_processors": 2}.get(path[0], 1)
         parts.setdefault(path[:depth], []).append(dotted(path[depth:]))
     for part, keys in parts.items():

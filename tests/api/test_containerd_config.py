@@ -128,8 +128,9 @@ def test_the_first_versions_short_names_are_understood(tmp_path: Path) -> None:
         [plugins.scheduler]
         mutation_threshold = 3
     """
-    config, remarks = from_text(tmp_path, text)
+    config, remarks = from_text(tmp_path, f"{text}\n[debug]\naddress = '/debug.sock'")
     assert config.gc_mutation_threshold == 3
+    assert config.debug_address == "/debug.sock"
     assert remarks == [
         "disabled_plugins: io.containerd.service.v1.diff-service: no part can be left out here",
         "required_plugins: io.containerd.snapshotter.v1.aufs: there is no such part here",
@@ -157,7 +158,7 @@ def test_without_a_file_the_defaults_hold(tmp_path: Path) -> None:
         ("version = 2\n[plugins.'a.b']\nc = 1", 'plugins."a.b": c: no effect here'),
         ("version = 2\n[grpc]\ntcp_address = 'x'", "no TCP socket is served"),
         ("version = 2\n[metrics]\naddress = 'x'", "no metrics are served"),
-        ("version = 2\n[debug]\naddress = 'x'", "no debug socket is served"),
+        ("version = 2\n[debug]\naddress = '/x'\nuid = 7", 'server.v1.debug": uid: no effect'),
         (
             "version = 2\n[proxy_plugins.a]\ntype = 'content'\naddress = '/x'",
             "proxy_plugins.a: type 'content': no effect here",

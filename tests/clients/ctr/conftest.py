@@ -23,6 +23,15 @@ from driver import Ctr, Pair
 from examples import busybox_image
 
 KINDS = ("holdfast", "containerd")
+SETTINGS = {
+    "holdfast": 'debug_address = "{base}/debug.sock"\nopt = "{base}/opt"\n',
+    "containerd": """
+[debug]
+address = "{base}/debug.sock"
+[plugins."io.containerd.internal.v1.opt"]
+path = "{base}/opt"
+""",
+}
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +42,8 @@ def daemons(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Daem
         for kind in KINDS:
             base = tmp_path_factory.mktemp(kind)
             busybox_image.build(base / "busybox.tar")
-            started[kind] = stack.enter_context(running(kind, base))
+            settings = SETTINGS[kind].format(base=base)
+            started[kind] = stack.enter_context(running(kind, base, settings=settings))
             Ctr(started[kind]).run("images", "import", str(base / "busybox.tar"))
         yield started
 

@@ -109,14 +109,30 @@ def test_what_the_daemon_prints_of_itself_is_what_containerd_prints(pair: Pair) 
     assert ("io.containerd.runtime.v1", "linux") in missing
 
 
-def test_the_opt_directory_takes_what_an_image_installs(pair: Pair, tmp_path: Path) -> None:
+def test_an_image_installs_programs(pair: Pair, tmp_path: Path) -> None:
     for ctr in pair:
         ctr.run("images", "import", str(ctr.daemon.base / "busybox.tar"))
         target = tmp_path / ctr.daemon.kind
         target.mkdir()
         ctr.run("install", "--path", str(target), BUSYBOX)
         assert (target / "bin/busybox").exists()
-        assert re.search(r"path +/opt/", ctr.run("plugins", "ls", "--detailed", "id==opt"))
+    pair.same("install", BUSYBOX)
+    for ctr in pair:
+        assert (ctr.daemon.base / "opt/bin/busybox").exists()
+    pair.same("install", BUSYBOX, code=1)
+    pair.same("install", "--replace", "--libs", BUSYBOX)
+
+
+def test_the_debug_socket_tells_what_the_daemon_is_doing(pair: Pair) -> None:
+    for ctr, word in zip(pair, ("task holdfast.", "goroutine "), strict=True):
+        assert word in ctr.run("pprof", "-d", f"{ctr.daemon.base}/debug.sock", "goroutines")
+    ctr = pair.ours
+    debug = ("-d", f"{ctr.daemon.base}/debug.sock")
+    assert "bytes" in ctr.run("pprof", *debug, "heap")
+    assert "thread MainThread" in ctr.run("pprof", *debug, "threadcreate")
+    assert "holdfast.api" in ctr.run("pprof", *debug, "profile", "--seconds", "1s")
+    assert "404" in ctr.refused("pprof", *debug, "block")
+    assert "404" in ctr.refused("pprof", *debug, "trace", "--seconds", "1s")
 
 
 def test_a_shims_own_socket_is_containerds_alone(pair: Pair) -> None:

@@ -49,7 +49,7 @@ def test_a_command_that_works_has_a_test(group: str, command: str) -> None:
         if file != Path(__file__)
     )  # fmt: skip
     words = "|".join(re.escape(word) for word in {command, ALIASES.get(command, command)})
-    pattern = rf'"{group}",\s*(?:"--?[\w-]+",\s*"[\w-]+",\s*)?"({words})"'
+    pattern = rf'"{group}",\s*(?:\*debug,\s*|"-d", f"[^"]*",\s*)?"({words})"'
     pattern = pattern if command else rf'"{group}"'
     if told()[group, command] != "refused":
         assert re.search(pattern, sources), f"{group} {command} is in no test"
