@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import shutil
 import socket
 import subprocess
 import time
@@ -13,13 +12,7 @@ from pathlib import Path
 import pytest
 from driver import BUSYBOX, Ctr, Pair
 
-pytestmark = [
-    pytest.mark.root,
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        shutil.which("docker-registry") is None, reason="Debian's docker-registry is not installed"
-    ),
-]
+pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 CONFIG = """
 version: 0.1

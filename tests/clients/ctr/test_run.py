@@ -164,7 +164,7 @@ def test_run_gives_the_process_what_its_flags_say(pair: Pair, tmp_path: Path) ->
         "--env": "NS=/proc/self/ns/uts", "--env-file": f"{tmp_path}/env", "--cwd": "/tmp",
         "--label": "a=b", "--annotation": "c=d", "--cap-add": "CAP_NET_ADMIN",
         "--cap-drop": "CAP_MKNOD", "--device": "/dev/null", "--with-ns": "uts:/proc/self/ns/uts",
-        "--cgroup": "/ctr-test/one", "--cpus": "0.5", "--cpu-shares": "512",
+        "--cgroup": "/ctr-test-one", "--cpus": "0.5", "--cpu-shares": "512",
         "--memory-limit": str(64 << 20), "--snapshotter": "native", "--platform": "linux/amd64",
         "--snapshotter-label": "e=f", "--pid-file": "@/run.pid", "--fifo-dir": "@/fifos",
         "--rootfs-propagation": "private", "--runtime": "io.containerd.runc.v2",
