@@ -11,7 +11,7 @@ BIN := .venv/bin
 PROGRAMS := crun runc containerd erlang-base busybox-static python3-venv procps mount iproute2 \
 	docker-registry openssl
 
-.PHONY: setup demo test check quick bench difftest chaos crash-sweep damage-sweep guest-test clean
+.PHONY: setup demo test check quick bench difftest difference chaos crash-sweep damage-sweep guest-test clean
 
 ROOMS := actors supervision runtime storage api chaos_tests bench examples
 
@@ -70,6 +70,10 @@ N ?= 5000
 SEED ?=
 difftest: setup
 	$(BIN)/python tests/supervision/otp_difference.py --histories $(N) $(if $(SEED),--seed $(SEED))
+
+# Any number of random sequences of calls, to Holdfast and to containerd: make difference N=20000 SEED=7
+difference: setup
+	$(BIN)/python -m tests.difference --sequences $(N) $(if $(SEED),--seed $(SEED))
 
 # Every set of our processes dies, in every state of a task: make chaos CONTAINERS=210 SEED=7
 CONTAINERS ?= 2000

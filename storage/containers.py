@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from ..actors.errors import AlreadyExists, InvalidArgument, NotFound
-from .filters import compile_filters
+from .filters import compile_wrapped
 from .labels import (
     Labels,
     check_identifier,
@@ -77,7 +77,7 @@ class Containers:
     def list(self, namespace: str, filters: Sequence[str] = ()) -> Sequence[Container]:
         """The containers that match, in the order of their ids."""
         check_namespace(namespace)
-        accepts = compile_filters(filters)
+        accepts = compile_wrapped(filters)
         rows = self._store.scan("container", namespace)
         containers = [container_from_record(row.key, row.value) for row in rows]
         return [
@@ -142,7 +142,7 @@ class Containers:
 
         def work(tx: Transaction) -> None:
             if not tx.delete("container", namespace, container_id):
-                raise NotFound(f"container {quoted(container_id)}: not found")
+                raise NotFound(f"container {container_id}: not found")
             tx.emit(
                 namespace,
                 "/containers/delete",
@@ -192,7 +192,7 @@ def masked_container(old: Container, new: Container, paths: Sequence[str]) -> Co
                 result = replace(result, spec=new.spec)
             case "image", "":
                 result = replace(result, image=new.image)
-            case "snapshotkey" | "snapshot_key", "":
+            case "snapshotkey", "":
                 result = replace(result, snapshot_key=new.snapshot_key)
             case _:
                 raise InvalidArgument(

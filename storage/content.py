@@ -60,7 +60,15 @@ from .digest import (
 from .expiry import left_ns, read_clock, stamp
 from .filters import compile_filters
 from .ingest import OPEN_WITHIN_S, Exists, Ingest, IngestActor, Order, Sealed, Shared
-from .labels import Labels, check_labels, check_namespace, map_field, masked_labels, stored_labels
+from .labels import (
+    Labels,
+    check_labels,
+    check_namespace,
+    map_field,
+    masked_labels,
+    quoted,
+    stored_labels,
+)
 from .leases import lease_resource, release_resource
 from .refholds import RefHolds
 from .store import Record, Store, Transaction
@@ -166,18 +174,19 @@ class ContentStore:
         """Change labels: all without `paths`, else `labels` or `labels.<key>`."""
         check_namespace(namespace)
         parse_digest(digest)
-        for path in paths:
-            if path != "labels" and not path.startswith("labels."):
-                raise InvalidArgument(
-                    f'cannot update "{path}" field on content info "{digest}": invalid argument'
-                )
-        check_labels("info.Labels", labels)
 
         def work(tx: Transaction) -> ContentInfo:
             record = tx.get("content", namespace, digest)
             if record is None:
                 raise _not_found(digest)
+            for path in paths:
+                if path != "labels" and not path.startswith("labels."):
+                    raise InvalidArgument(
+                        f"cannot update {quoted(path)} field on content info"
+                        f" {quoted(digest)}: invalid argument"
+                    )
             kept = masked_labels(record["labels"], labels, paths)
+            check_labels("info.Labels", kept)
             changed = {**record, "labels": kept, "updated_at": tx.now_ns}
             tx.put("content", namespace, digest, changed)
             return _info(digest, changed)
@@ -316,6 +325,7 @@ class ContentStore:
         if len(ref.encode("utf-8", "surrogatepass")) > REF_BYTES_MAX or "\0" in ref:
             raise InvalidArgument(f'ref "{ref[:100]}" is malformed: invalid argument')
         digest = parse_digest(expected) if expected else None
+        total = max(total, 0)
         hold = await self._holds.take_when_free(namespace, ref)
         release = partial(self._holds.release, namespace, ref, hold)
         try:
@@ -558,7 +568,10 @@ def _hold(namespace: str, digest: Digest, lease: str, tx: Transaction) -> bool:
     """Let the lease hold a blob, if it is there."""
     if not tx.exists("content", namespace, digest):
         return False
-    lease_resource(tx, namespace, lease, "content", digest)
+    try:
+        lease_resource(tx, namespace, lease, "content", digest)
+    except NotFound as error:
+        raise NotFound(f"unable to lease content: {error}") from error
     return True
 
 
@@ -577,8 +590,10 @@ def _begin(
     kept = {"expires_at": tx.now_ns + kept_ns, "stamp": stamp()}
     if (left_ns("ingest", before, read_clock()) or 0) > kept_ns:
         kept = {"expires_at": before["expires_at"], "stamp": before.get("stamp") or stamp()}
+    old_total = before.get("total", 0)
+    begins = not before or bool(total and old_total and total != old_total)
     record = {
-        "total": total or before.get("total", 0) or (shared.size if shared else 0),
+        "total": total or (shared.size if shared else 0) if begins else old_total,
         "expected": expected or before.get("expected", ""),
         "shared_size": shared.size if shared else 0,
         "started_at": before.get("started_at", tx.now_ns),

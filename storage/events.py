@@ -26,7 +26,7 @@ import trio
 
 from ..actors.errors import InvalidArgument, OutOfRange, Refusal
 from .filters import Filter, compile_filters
-from .labels import check_identifier
+from .labels import check_identifier, quoted
 
 if TYPE_CHECKING:
     from .transaction import Transaction
@@ -123,11 +123,11 @@ def check_topic(topic: str) -> None:
                 check_identifier(component)
             except Refusal as error:
                 raise InvalidArgument(
-                    f'envelope topic "{topic}": failed validation on component'
-                    f' "{component}": {error}'
+                    f"envelope topic {quoted(topic)}: failed validation on component"
+                    f" {quoted(component)}: {error}"
                 ) from error
         return
-    raise InvalidArgument(f'envelope topic "{topic}": {reason}')
+    raise InvalidArgument(f"envelope topic {quoted(topic)}: {reason}")
 
 
 class Rows(Protocol):
@@ -166,16 +166,19 @@ class EventLog:
         payload: Mapping[str, Any] | bytes,
         *,
         timestamp_ns: int | None = None,
+        is_forwarded: bool = False,
     ) -> int:
         """Write one event that belongs to no change; return its sequence number.
 
-        Refused when the namespace or the topic is malformed.
+        Refused when the namespace or the topic is malformed, or a forwarded one has no time.
         """
         try:
             check_identifier(namespace)
         except Refusal as error:
             raise InvalidArgument(f"event envelope has invalid namespace: {error}") from error
         check_topic(topic)
+        if is_forwarded and timestamp_ns is None:
+            raise InvalidArgument("timestamp must be set on forwarded event: invalid argument")
         return await self._store.write(
             lambda tx: tx.emit(namespace, topic, type_name, payload, timestamp_ns=timestamp_ns)
         )

@@ -48,6 +48,14 @@ def compile_filters(filters: Sequence[str]) -> Filter:
     )
 
 
+def compile_wrapped(filters: Sequence[str]) -> Filter:
+    """The same, for the lists in which containerd says twice what kind of refusal it is."""
+    try:
+        return compile_filters(filters)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{error}: invalid argument") from error
+
+
 @dataclass(frozen=True, slots=True)
 class Selector:
     """One condition on one field. An empty operator asks for presence."""

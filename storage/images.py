@@ -14,7 +14,7 @@ from ..actors.errors import AlreadyExists, InvalidArgument, NotFound
 from .descriptor import Descriptor
 from .digest import Digest, fault_of_digest
 from .expiry import EXPIRE_LABEL, stamp_if_expiring
-from .filters import compile_filters
+from .filters import compile_wrapped
 from .labels import (
     Labels,
     check_labels,
@@ -56,7 +56,7 @@ class Images:
     def list(self, namespace: str, filters: Sequence[str] = ()) -> Sequence[Image]:
         """The images that match, in the order of their names."""
         check_namespace(namespace)
-        accepts = compile_filters(filters)
+        accepts = compile_wrapped(filters)
         rows = self._store.scan("image", namespace)
         images = [image_from_record(row.key, row.value) for row in rows]
         return [image for image in images if accepts(partial(image_field, image))]

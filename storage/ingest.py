@@ -33,6 +33,7 @@ from ..actors.exits import NORMAL, ActorExited, StopActor
 from ..actors.message import Request
 from ..actors.reference import Ref
 from .digest import CANONICAL, Digest, Hash, algorithm_of, digest_from, new_hash
+from .labels import quoted
 
 R = TypeVar("R")
 
@@ -338,7 +339,7 @@ class IngestActor(Actor):
     async def _commit(self, commit: Commit) -> "Committed | Refusal":
         file = self._file
         size = file.offset
-        check_size(size, commit.size)
+        check_size(self._order.ref.partition("/")[2], size, commit.size)
         algorithm = algorithm_of(commit.expected) if commit.expected else CANONICAL
         if commit.expected is None:
             digest = file.digest()
@@ -381,11 +382,11 @@ class Exists(Exception):
         self.refusal = refusal
 
 
-def check_size(size: int, expected: int) -> None:
+def check_size(ref: str, size: int, expected: int) -> None:
     """Refuse another size than the expected one; 0 expects none."""
     if expected and size != expected:
         raise FailedPrecondition(
-            f"unexpected commit size {size}, expected {expected}: failed precondition"
+            f"{quoted(ref)} failed size validation: {size} != {expected}: failed precondition"
         )
 
 

@@ -5,8 +5,8 @@ The rules and the texts of refusals are those that containerd's clients know.
 
 from __future__ import annotations
 
-import json
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 from ..actors.errors import FailedPrecondition, InvalidArgument
@@ -21,9 +21,26 @@ LABEL_BYTES_MAX = 4096
 LABEL_KEY_SHOWN_MAX = 64
 
 
+ESCAPES = {
+    "\a": "\\a", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\v": "\\v",
+    '"': '\\"', "\\": "\\\\",
+}  # fmt: skip
+
+
 def quoted(text: str) -> str:
-    """The text in double quotes, as refusals show names."""
-    return json.dumps(text, ensure_ascii=False)
+    """The text in double quotes, as refusals show names: Go's %q."""
+    return f'"{"".join(map(_shown, text))}"'
+
+
+def _shown(rune: str) -> str:
+    if rune in ESCAPES:
+        return ESCAPES[rune]
+    if rune == " " or unicodedata.category(rune)[0] in "LMNPS":
+        return rune
+    point = ord(rune)
+    if point < 0x80:
+        return f"\\x{point:02x}"
+    return f"\\u{point:04x}" if point < 0x10000 else f"\\U{point:08x}"
 
 
 def check_identifier(identifier: str) -> None:
@@ -72,8 +89,11 @@ def check_labels(field: str, labels: Labels) -> None:
 
 
 def stored_labels(labels: Labels) -> dict[str, str]:
-    """The labels as they are kept: one with an empty key or value is no label."""
-    return {key: value for key, value in labels.items() if key and value}
+    """The labels as they are kept: one with an empty value is no label; it needs a key."""
+    kept = {key: value for key, value in labels.items() if value}
+    if "" in kept:
+        raise InvalidArgument(f'failed to set label ""={quoted(kept[""])}: key required')
+    return kept
 
 
 def masked_labels(old: Labels, new: Labels, paths: Sequence[str]) -> dict[str, str]:

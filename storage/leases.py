@@ -24,7 +24,7 @@ import trio
 from ..actors.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented
 from .digest import fault_of_digest
 from .expiry import EXPIRE_LABEL, stamp_if_expiring
-from .filters import compile_filters
+from .filters import compile_wrapped
 from .labels import Labels, check_namespace, map_field, quoted, stored_labels
 from .store import Record, Store, Transaction
 
@@ -64,7 +64,7 @@ class Leases:
     def list(self, namespace: str, filters: Sequence[str] = ()) -> Sequence[Lease]:
         """The leases that match, expired ones too, in the order of their ids."""
         check_namespace(namespace)
-        accepts = compile_filters(filters)
+        accepts = compile_wrapped(filters)
         leases = [_from_record(row.key, row.value) for row in self._store.scan("lease", namespace)]
         return [lease for lease in leases if accepts(partial(lease_field, lease))]
 
@@ -135,6 +135,8 @@ class Leases:
         def work(tx: Transaction) -> None:
             _require(tx, namespace, lease_id)
             check_resource(resource)
+            if not resource.id or resource.type.endswith("/"):
+                raise InvalidArgument("a lease's resource has a type and an id: invalid argument")
             tx.put("lease_resource", namespace, resource_key(lease_id, resource), {})
 
         await self._store.write(work)
@@ -158,6 +160,12 @@ class Leases:
         prefix = lease_id + _SEPARATOR
         rows = self._store.scan("lease_resource", namespace, prefix)
         return [split_key(row.key)[1] for row in rows]
+
+
+def require_lease(store: Store, namespace: str, lease_id: str) -> None:
+    """Refuse a request whose lease does not exist; one without a lease is free."""
+    if lease_id and store.get("lease", namespace, lease_id) is None:
+        raise NotFound("lease does not exist: not found")
 
 
 def lease_resource(

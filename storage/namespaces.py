@@ -55,29 +55,32 @@ class Namespaces:
         def work(tx: Transaction) -> Namespace:
             if tx.exists("namespace", "", name):
                 raise AlreadyExists(f"namespace {quoted(name)}: already exists")
-            kept = stored_labels(labels)
-            tx.put("namespace", "", name, {"labels": kept})
-            _emit(tx, "create", "NamespaceCreate", name, kept)
-            return Namespace(name=name, labels=kept)
+            tx.put("namespace", "", name, {"labels": stored_labels(labels)})
+            _emit(tx, "create", "NamespaceCreate", name, labels)
+            return Namespace(name=name, labels=labels)
 
         return await self._store.write(work)
 
     async def update(self, name: str, labels: Labels, paths: Sequence[str] = ()) -> Namespace:
         """Replace all labels, or those of `labels.<key>` in `paths`; an empty value deletes.
 
-        A namespace that does not exist comes into being.
+        A namespace that does not exist comes into being with the first label.
         """
+        check_identifier(name)
         for path in paths:
             if not path.startswith("labels."):
                 raise InvalidArgument(f"cannot update {quoted(path)} field")
-        check_identifier(name)
-        check_labels("namespace.Labels", labels)
+            key = path.removeprefix("labels.")
+            check_labels("namespace.Labels", {key: labels.get(key, "")})
+        if not paths:
+            check_labels("namespace.Labels", labels)
 
         def work(tx: Transaction) -> Namespace:
-            old = tx.get("namespace", "", name) or {}
-            kept = masked_labels(old.get("labels", {}), labels, paths)
-            tx.put("namespace", "", name, {"labels": kept})
-            _emit(tx, "update", "NamespaceUpdate", name, kept)
+            old = tx.get("namespace", "", name)
+            kept = masked_labels((old or {}).get("labels", {}), labels, paths)
+            if old is not None or labels or paths:
+                tx.put("namespace", "", name, {"labels": kept})
+            _emit(tx, "update", "NamespaceUpdate", name, labels)
             return Namespace(name=name, labels=kept)
 
         return await self._store.write(work)

@@ -13,7 +13,7 @@ from ..actors.actor import Actor
 from ..actors.errors import AlreadyExists
 from ..actors.message import Request
 from .labels import quoted, stored_labels
-from .leases import lease_resource, release_resource
+from .leases import lease_resource, release_resource, require_lease
 from .mounts import Mount
 from .refusal import refusal_of
 from .snapshotgraph import Graph
@@ -98,6 +98,9 @@ class SnapshotActor(Actor):
         """Make the directory, then the record that makes it known."""
         graph, place = self._graph, self._place
         graph.refuse_present(place, message.labels)
+        if message.parent:
+            graph.require_parent(Place(place.namespace, message.parent))
+        require_lease(graph.store, place.namespace, message.lease)
         parents = graph.chain(place.namespace, message.parent)
         with graph.making(Place(place.namespace, message.parent)) as snapshot_id:
             directory = graph.directory(snapshot_id)
@@ -144,6 +147,7 @@ class SnapshotActor(Actor):
         target = Place(namespace, message.name)
         if graph.get(target) is not None:
             raise AlreadyExists(f"snapshot {quoted(message.name)}: already exists")
+        require_lease(graph.store, namespace, message.lease)
         active = graph.require(self._place)
         check_active(active)
         directory = graph.present(active)

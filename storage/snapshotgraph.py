@@ -73,6 +73,11 @@ class Graph:
         """The committed record, else `NotFound`."""
         return existing(place.key, self.get(place))
 
+    def require_parent(self, place: Place) -> None:
+        """Refuse a parent that is not there."""
+        if self.get(place) is None:
+            raise NotFound(f"parent snapshot {place.key} does not exist: not found")
+
     def scan(self, namespace: str | None) -> Iterator[tuple[Place, Snapshot]]:
         """The committed records in the order of their names; all namespaces for None."""
         for row in self.store.scan("snapshot", namespace, self._prefix):

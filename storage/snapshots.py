@@ -82,6 +82,8 @@ class Snapshots:
     async def update(self, namespace: str, info: Info, paths: Sequence[str] = ()) -> Info:
         """Change labels: all without `paths`, else `labels` or `labels.<key>`."""
         check_namespace(namespace)
+        if not info.name:
+            raise InvalidArgument("invalid argument")
         place = Place(namespace, info.name)
 
         def work(tx: Transaction) -> Info:
@@ -154,10 +156,12 @@ class Snapshots:
         lease: str,
     ) -> Sequence[Mount]:
         check_namespace(namespace)
-        if not key:
-            raise InvalidArgument("snapshot key must not be empty: invalid argument")
         check_labels("info.Labels", labels)
         place = Place(namespace, key)
+        if not key:
+            if parent:
+                self.graph.require_parent(Place(namespace, parent))
+            raise InvalidArgument("snapshot key must not be empty: invalid argument")
         # Told at once, before an actor is started: it is what busy clients ask for most.
         self.graph.refuse_present(place, labels)
         return await self._ask(place, Create(kind=kind, parent=parent, labels=labels, lease=lease))
@@ -173,9 +177,9 @@ class Snapshots:
     ) -> None:
         """Fix an active snapshot under `name`."""
         check_namespace(namespace)
+        check_labels("info.Labels", labels or {})
         if not name:
             raise InvalidArgument("snapshot name must not be empty: invalid argument")
-        check_labels("info.Labels", labels or {})
         await self._ask(Place(namespace, key), Commit(name=name, labels=labels or {}, lease=lease))
 
     async def remove(self, namespace: str, key: str) -> None:

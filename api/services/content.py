@@ -9,12 +9,14 @@ from google.protobuf.empty_pb2 import Empty
 
 from ...actors.errors import AlreadyExists, InvalidArgument, NotFound, OutOfRange
 from ...storage.content import ContentInfo, ContentStore, IngestStatus
-from ...storage.digest import parse_digest
+from ...storage.digest import fault_of_digest, parse_digest
 from ...storage.ingest import Ingest
+from ...storage.labels import quoted
 from ..anys import timestamp
 from ..grpc.call import Call, Context
 from ..grpc.service import Service, implement
 from ..proto.services import content_pb2 as pb
+from .words import said_first
 
 BATCH = 100
 
@@ -25,12 +27,14 @@ def service(content: ContentStore) -> Service:
     """The service over this store."""
 
     async def info(request: pb.InfoRequest, context: Context) -> pb.InfoResponse:
-        return pb.InfoResponse(info=info_to(content.info(context.namespace(), request.digest)))
+        digest = parse_digest(request.digest)
+        return pb.InfoResponse(info=info_to(content.info(context.namespace(), digest)))
 
     async def update(request: pb.UpdateRequest, context: Context) -> pb.UpdateResponse:
+        digest = parse_digest(request.info.digest)
         updated = await content.update(
             context.namespace(),
-            request.info.digest,
+            digest,
             dict(request.info.labels),
             tuple(request.update_mask.paths),
         )
@@ -49,12 +53,16 @@ def service(content: ContentStore) -> Service:
             await call.send(pb.ListContentResponse(info=batch))
 
     async def delete(request: pb.DeleteContentRequest, context: Context) -> Empty:
+        if fault := fault_of_digest(request.digest):
+            raise InvalidArgument(fault)
         await content.delete(context.namespace(), request.digest, lease=context.lease() or "")
         return Empty()
 
     async def read(
         request: pb.ReadContentRequest, call: Call[pb.ReadContentRequest, pb.ReadContentResponse]
     ) -> None:
+        if fault := fault_of_digest(request.digest):
+            raise InvalidArgument(f"{request.digest}: {fault}")
         async with await content.open_blob(call.namespace(), request.digest) as blob:
             at, end = _range(request, blob.size)
             while at < end:
@@ -65,7 +73,8 @@ def service(content: ContentStore) -> Service:
                 at += len(data)
 
     async def status(request: pb.StatusRequest, context: Context) -> pb.StatusResponse:
-        found = await content.status(context.namespace(), request.ref)
+        with said_first(f"could not get status for ref {quoted(request.ref)}"):
+            found = await content.status(context.namespace(), request.ref)
         return pb.StatusResponse(status=status_to(found))
 
     async def list_statuses(
@@ -103,7 +112,7 @@ def service(content: ContentStore) -> Service:
 
 
 class _Writing:
-    """One Write stream."""
+    """One Write stream. Its answer keeps what an earlier message made known."""
 
     def __init__(self, content: ContentStore, call: WriteCall) -> None:
         self._content = content
@@ -112,6 +121,7 @@ class _Writing:
         self._lease = call.lease() or ""
         self._total = 0
         self._expected = ""
+        self._answer = pb.WriteContentResponse()
 
     async def run(self, first: pb.WriteContentRequest) -> None:
         self._total, self._expected = first.total, first.expected
@@ -125,15 +135,15 @@ class _Writing:
         async with ingest:
             request: pb.WriteContentRequest | None = first
             while request is not None:
-                await self._take_wishes(request)
+                self._answer.action = request.action
+                await self._take_wishes(ingest, request)
+                await self._act(ingest, request)
+                await self._call.send(self._answer)
                 if request.action == pb.COMMIT:
-                    await self._commit(ingest, request)
                     return
-                await self._append(ingest, request)
-                await self._call.send(await self._state(ingest, request.action))
                 request = await self._call.receive()
 
-    async def _take_wishes(self, request: pb.WriteContentRequest) -> None:
+    async def _take_wishes(self, ingest: Ingest, request: pb.WriteContentRequest) -> None:
         """Digest and size may be told with any message; a later word wins."""
         if request.expected and request.expected != self._expected:
             self._expected = request.expected
@@ -142,40 +152,41 @@ class _Writing:
             except NotFound:
                 pass
             else:
-                raise AlreadyExists(
-                    f"blob with expected digest {request.expected} exists: already exists"
-                )
+                await ingest.close()
+                await self._content.abort(self._namespace, ingest.ref)
+                raise AlreadyExists(f"blob with expected digest {request.expected} exists")
         if request.total > 0:
             self._total = request.total
 
-    async def _append(self, ingest: Ingest, request: pb.WriteContentRequest) -> None:
-        if request.action == pb.WRITE and (request.data or request.offset):
-            await ingest.write(request.data, request.offset)
+    async def _act(self, ingest: Ingest, request: pb.WriteContentRequest) -> None:
+        answer = self._answer
+        match request.action:
+            case pb.STAT:
+                await self._take_state(ingest)
+                answer.total = self._total
+                times = await self._content.status(self._namespace, ingest.ref)
+                _stamp(answer, times)
+            case pb.WRITE:
+                if request.data or request.offset or (await ingest.state()).offset:
+                    await ingest.write(request.data, request.offset)
+                await self._take_state(ingest)
+            case pb.COMMIT:
+                await self._commit(ingest, request)
+            case _:
+                answer.offset = (await ingest.state()).offset
+
+    async def _take_state(self, ingest: Ingest) -> None:
+        state = await ingest.state()
+        self._answer.offset, self._answer.digest = state.offset, state.digest
 
     async def _commit(self, ingest: Ingest, request: pb.WriteContentRequest) -> None:
-        if request.data:
+        if request.data or request.offset:
             await ingest.write(request.data, request.offset)
         expected = parse_digest(self._expected) if self._expected else None
-        answer = await self._state(ingest, pb.COMMIT)
         committed = await ingest.commit(
             self._total, expected, dict(request.labels), lease=self._lease
         )
-        answer.digest, answer.offset, answer.total = (
-            committed.digest,
-            committed.size,
-            self._total,
-        )
-        await self._call.send(answer)
-
-    async def _state(self, ingest: Ingest, action: pb.WriteAction) -> pb.WriteContentResponse:
-        state = await ingest.state()
-        answer = pb.WriteContentResponse(
-            action=action, offset=state.offset, total=self._total, digest=state.digest
-        )
-        if action == pb.STAT:
-            times = await self._content.status(self._namespace, ingest.ref)
-            _stamp(answer, times)
-        return answer
+        self._answer.digest, self._answer.offset = committed.digest, committed.size
 
 
 def _stamp(answer: pb.WriteContentResponse, times: IngestStatus) -> None:
@@ -188,10 +199,11 @@ def _stamp(answer: pb.WriteContentResponse, times: IngestStatus) -> None:
 
 def _range(request: pb.ReadContentRequest, size: int) -> tuple[int, int]:
     """Where a read begins and ends; containerd's words for a range outside the blob."""
-    if not 0 <= request.offset <= size:
+    offset = max(0, request.offset)
+    if offset > size:
         raise OutOfRange(f"read past object length {size} bytes")
-    end = size if request.size <= 0 else min(size, request.offset + request.size)
-    return request.offset, end
+    end = size if request.size <= 0 else min(size, offset + request.size)
+    return offset, end
 
 
 def info_to(info: ContentInfo) -> pb.Info:

@@ -9,12 +9,14 @@ from google.protobuf.empty_pb2 import Empty
 from ...actors.errors import InvalidArgument
 from ...runtime.tasks import Tasks
 from ...storage.events import GAP_TYPE, Event, EventLog
+from ...storage.labels import check_namespace
 from ..anys import container_of, nanoseconds, pack, timestamp
 from ..grpc.call import Call, Context
 from ..grpc.service import Service, implement
 from ..proto.services import events_pb2 as pb
 from ..proto.services import events_ttrpc_pb2 as ttrpc_pb
 from ..proto.types_pb2 import Envelope
+from .words import said_first
 
 SINCE = "holdfast-since"
 
@@ -24,7 +26,10 @@ def service(events: EventLog) -> Service:
 
     async def publish(request: pb.PublishRequest, context: Context) -> Empty:
         event = request.event
-        await events.publish(context.namespace(), request.topic, event.type_url, event.value)
+        with said_first("failed publishing event"):
+            namespace = context.namespace()
+            check_namespace(namespace)
+        await events.publish(namespace, request.topic, event.type_url, event.value)
         return Empty()
 
     async def forward(request: pb.ForwardRequest, _: Context) -> Empty:
@@ -52,6 +57,7 @@ async def forward_envelope(events: EventLog, envelope: Envelope) -> None:
         envelope.event.type_url,
         envelope.event.value,
         timestamp_ns=nanoseconds(envelope.timestamp) or None,
+        is_forwarded=True,
     )
 
 

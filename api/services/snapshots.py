@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from google.protobuf.empty_pb2 import Empty
 
-from ...actors.errors import InvalidArgument
+from ...actors.errors import InvalidArgument, NotFound
 from ...storage.snapshotter import Info, Kind, Snapshotter
 from ..anys import timestamp
 from ..grpc.call import Call, Context
@@ -32,7 +32,10 @@ def service(find: Find, namespace_of: Callable[[Context], str] = Context.namespa
     def named(name: str) -> Snapshotter:
         if not name:
             raise InvalidArgument("snapshotter argument missing: invalid argument")
-        return find(name)
+        try:
+            return find(name)
+        except NotFound as error:
+            raise InvalidArgument(f"snapshotter not loaded: {name}: invalid argument") from error
 
     async def prepare(
         request: pb.PrepareSnapshotRequest, context: Context
