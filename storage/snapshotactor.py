@@ -98,10 +98,8 @@ class SnapshotActor(Actor):
         """Make the directory, then the record that makes it known."""
         graph, place = self._graph, self._place
         graph.refuse_present(place, message.labels)
-        if message.parent:
-            graph.require_parent(Place(place.namespace, message.parent))
-        require_lease(graph.store, place.namespace, message.lease)
         parents = graph.chain(place.namespace, message.parent)
+        require_lease(graph.store, place.namespace, message.lease)
         with graph.making(Place(place.namespace, message.parent)) as snapshot_id:
             directory = graph.directory(snapshot_id)
             try:

@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument("--sequences", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--differences", type=int, default=5, help="stop after so many")
-    parser.add_argument("--kinds", nargs="*", default=[], choices=sorted(KINDS))
+    parser.add_argument("--kinds", nargs="*", default=[], choices=[*sorted(KINDS), "tasks"])
     parser.add_argument("--replay", type=Path, help="a file with one script")
     parser.add_argument("--survey", action="store_true", help="one of each kind, not shortened")
     given = parser.parse_args()

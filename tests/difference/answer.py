@@ -17,6 +17,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from holdfast.api.proto import events_pb2, runc_pb2
 from holdfast.api.proto.services import images_pb2
+from holdfast.api.proto.services.tasks_pb2 import ListPidsResponse, ListTasksResponse
+
+from .step import CGROUP, SPEC_URL
 
 # Messages inside an Any are found by name: these modules must have entered protobuf's pool.
 POOLED = (events_pb2, images_pb2, runc_pb2)
@@ -49,7 +52,8 @@ class Normal:
     def text(self, text: str) -> str:
         """A text without what only this daemon has in it."""
         text = re.sub(self._base + r"/[\w./-]*?/snapshots/(\d+)", self._snapshot, text)
-        return re.sub(self._base + r"/[\w./-]*?(?=/rootfs)", "<bundle>", text)
+        bundles = r"/state/(?:tasks|io\.containerd\.runtime\.v2\.task)/"
+        return re.sub(self._base + bundles, "<bundles>/", text)
 
     def _snapshot(self, found: re.Match[str]) -> str:
         number = self._snapshots.setdefault(found[0], len(self._snapshots))
@@ -62,6 +66,10 @@ class Normal:
             return "<never>" if seconds == GO_ZERO_S or not seconds else "<time>"
         if isinstance(message, AnyMessage):
             return self._any(message)
+        if isinstance(message, ListTasksResponse):
+            message.tasks.sort(key=lambda one: one.id)  # containerd's order is by chance
+        if isinstance(message, ListPidsResponse):
+            message.processes.sort(key=lambda one: (one.info.value, one.pid))
         return {
             field.name: self._field(field, value)
             for field, value in message.ListFields()
@@ -84,6 +92,9 @@ class Normal:
         return self.text(value) if isinstance(value, str) else value
 
     def _any(self, message: AnyMessage) -> Any:
+        if message.type_url == SPEC_URL and CGROUP.encode() in message.value:
+            value = re.sub(CGROUP.encode() + rb"/\w+-", CGROUP.encode() + b"/", message.value)
+            return {"type_url": message.type_url, "value": value}
         name = message.type_url.rpartition("/")[2]
         try:
             kind = descriptor_pool.Default().FindMessageTypeByName(name)

@@ -9,6 +9,7 @@ import itertools
 import os
 import random
 import re
+import shutil
 import sys
 import time
 from collections import Counter
@@ -17,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from bench.daemons import running
 
@@ -25,9 +26,10 @@ from .answer import Outcome
 from .differences import row_for, told_by_both
 from .draw import sequence
 from .side import Side
-from .step import Run, Step
+from .step import CGROUP, Step
 
 T = TypeVar("T")
+EVENTS_WITHIN_S = 5.0
 
 # What two refusals of one kind may differ in.
 NAMES = re.compile(r'"[^"]*"|\[.*\]|r\d+-\w|\b(?:sha256:)?[0-9a-f]{64}|\b[cisblk]\d\b|\d+')
@@ -105,9 +107,9 @@ class Pair:
 
     def next_run(self) -> None:
         """Both begin a run of the same name."""
-        run = Run(f"r{next(self._runs)}")
+        prefix = f"r{next(self._runs)}"
         for side in self.sides:
-            side.begin(run)
+            side.begin(prefix)
 
     def both(self, ask: Callable[[Side], T]) -> tuple[T, T]:
         """Ask both at the same time; Holdfast's answer and containerd's."""
@@ -119,6 +121,7 @@ class Pair:
 @contextlib.contextmanager
 def pair(base: Path) -> Iterator[Pair]:
     """Both daemons below `base`, each collecting garbage on request alone."""
+    rootfs = make_rootfs(base / "rootfs")
     quiet = f"{sys.executable} {Path(__file__).with_name('quiet.py')}"
     before = os.environ.get("HOLDFASTD")
     os.environ["HOLDFASTD"] = quiet
@@ -127,7 +130,7 @@ def pair(base: Path) -> Iterator[Pair]:
             running("holdfast", base / "h", log_level="warn") as ours,
             running("containerd", base / "c", for_crun=True, settings=QUIET_CONTAINERD) as theirs,
         ):
-            both = Pair(Side(ours), Side(theirs))
+            both = Pair(Side(ours, rootfs), Side(theirs, rootfs))
             try:
                 both.next_run()
                 for side in both.sides:
@@ -137,6 +140,7 @@ def pair(base: Path) -> Iterator[Pair]:
             finally:
                 for side in both.sides:
                     side.close()
+                remove_cgroups()
     finally:
         if before is None:
             del os.environ["HOLDFASTD"]
@@ -188,14 +192,59 @@ def once(both: Pair, number: int, steps: Sequence[Step], found: Found) -> Differ
             found.rows[row.name] += 1
             if row.parts:
                 return None
-        ours, theirs = both.both(
-            lambda side: told_by_both(side.events() or [], collects="'sync': True" in repr(steps))
-        )
+        collects = "'sync': True" in repr(steps)
+        has_tasks = any(step.method.startswith("Tasks.") for step in steps)
+        tell = partial(_told, collects=collects, has_tasks=has_tasks)
+        deadline = time.monotonic() + (EVENTS_WITHIN_S if has_tasks else 0)
+        ours, theirs = both.both(tell)
+        while ours != theirs and time.monotonic() < deadline:
+            time.sleep(0.05)
+            ours, theirs = both.both(tell)
         if ours != theirs:
             return Difference(number, steps, len(steps), _only(ours, theirs), _only(theirs, ours))
         return None
     finally:
         both.both(lambda side: side.clean(steps))
+
+
+def _told(side: Side, *, collects: bool, has_tasks: bool) -> list[Any]:
+    """The events of a run. Those of tasks come from shims, in an order of each container's own."""
+    events = told_by_both(side.events() or [], collects=collects)
+    if not has_tasks:
+        return events
+    return sorted(events, key=lambda event: (_container_of(event), _process_of(event)))
+
+
+def _container_of(event: dict[str, Any]) -> str:
+    of_task = event["topic"].startswith("/tasks/")
+    return str(event["event"]["value"]["container_id"]) if of_task else ""
+
+
+def _process_of(event: dict[str, Any]) -> str:
+    fields = event["event"]["value"]
+    if event["topic"] == "/tasks/exit":
+        return str(fields.get("id"))
+    return str(fields.get("exec_id", fields.get("container_id", "")))
+
+
+def make_rootfs(place: Path) -> Path:
+    """Busybox and what mounts need, for all containers."""
+    (place / "bin").mkdir(parents=True)
+    for name in ("proc", "dev", "sys"):
+        (place / name).mkdir()
+    shutil.copy("/bin/busybox", place / "bin/busybox")
+    for applet in ("sh", "sleep", "true"):
+        (place / "bin" / applet).symlink_to("busybox")
+    return place
+
+
+def remove_cgroups() -> None:
+    """Take back the cgroup that the containers' own ones lay in."""
+    for parent in Path("/sys/fs/cgroup").glob(f"**/{CGROUP}"):
+        for below in parent.iterdir():
+            if below.is_dir():
+                below.rmdir()
+        parent.rmdir()
 
 
 def _do(step: Step, side: Side) -> Outcome:

@@ -42,10 +42,12 @@ def _in(step: Step, *methods: str) -> bool:
 
 
 def _same_but_code(_: Step, ours: Outcome, theirs: Outcome) -> bool:
-    same = ours.message == theirs.message and ours.answer == theirs.answer
+    words = theirs.message.removesuffix(": unknown")
+    same = ours.message.removesuffix(CODE_WORDS) == words and ours.answer == theirs.answer
     return theirs.code == "UNKNOWN" and ours.code in REFUSED and same
 
 
+CODE_WORDS = ": failed precondition"
 LABEL_SIZE = re.compile(
     r"label key and value (?:length \(\d+ bytes\) )?greater than maximum size \(4096 bytes\), key:"
 )
@@ -236,6 +238,59 @@ def _deleted_is_gone(step: Step, ours: Outcome, theirs: Outcome) -> bool:
     return "offset" not in first and its.get("offset", 0) in SIZES and its != first
 
 
+def _process_named(step: Step, ours: Outcome, theirs: Outcome) -> bool:
+    def nameless(answer: Any) -> Any:
+        fields = ("container_id", "id") if step.method == "Tasks.Delete" else ("container_id",)
+        for field in fields:
+            answer = _without(answer, field)
+        return answer
+
+    return (
+        _in(step, "Tasks.Get", "Tasks.List", "Tasks.Delete", "Tasks.DeleteProcess")
+        and ours.code == theirs.code == "OK"
+        and nameless(ours.answer) == nameless(theirs.answer)
+    )
+
+
+def _no_json(step: Step, ours: Outcome, theirs: Outcome) -> bool:
+    return _in(step, "Tasks.Update") and ours.message.startswith("spec is no JSON")
+
+
+def _crun_fails(step: Step, ours: Outcome, theirs: Outcome) -> bool:
+    fails = "crun did not terminate successfully" in theirs.message
+    return _in(step, "Tasks.ListPids") and ours == Outcome(answer={}) and fails
+
+
+def _killed_by_delete(step: Step, ours: Outcome, theirs: Outcome) -> bool:
+    if not _in(step, "Tasks.Delete") or ours.answer is None:
+        return False
+    fields = {"pid": ours.answer["pid"]}
+    return ours.answer["exit_status"] == 137 and theirs.answer == fields
+
+
+def _exec_in_ended(step: Step, ours: Outcome, theirs: Outcome) -> bool:
+    return (
+        _in(step, "Tasks.Start")
+        and ours.message.endswith("init process is not running: failed precondition")
+        and theirs.message.startswith("OCI runtime exec failed: ")
+    )
+
+
+def _kill_of_ended(step: Step, ours: Outcome, theirs: Outcome) -> bool:
+    ended = ours.message == "process already finished: not found"
+    return _in(step, "Tasks.Kill") and step.request.get("all") and ended and theirs.code == "OK"
+
+
+def _delete_of_running(step: Step, ours: Outcome, theirs: Outcome) -> bool:
+    running = "task must be stopped before deletion: "
+    process = "failed to delete task: cannot delete a "
+    return (
+        _in(step, "Tasks.Delete")
+        and ours.message.startswith(running)
+        and theirs.message.startswith(process)
+    )
+
+
 ROWS: tuple[Row, ...] = (
     Row(
         "a refusal has its code",
@@ -365,6 +420,42 @@ ROWS: tuple[Row, ...] = (
         parts=True,
     ),
     Row(
+        "a process is named",
+        "containerd 1.6 leaves the container's id out of what it answers about a task.",
+        _process_named,
+    ),
+    Row(
+        "resources are JSON",
+        "An Update whose resources are no JSON is refused as INVALID_ARGUMENT, in whatever state.",
+        _no_json,
+    ),
+    Row(
+        "an ended task has no pids",
+        "containerd asks the runtime, and Debian's crun falls over a container that has ended.",
+        _crun_fails,
+    ),
+    Row(
+        "a delete of a created task is an end",
+        "containerd answers with status 0 and no time; Holdfast with the SIGKILL that ended it.",
+        _killed_by_delete,
+    ),
+    Row(
+        "no exec in an ended task",
+        "containerd passes on the OCI runtime's words as UNKNOWN; Holdfast does not ask it.",
+        _exec_in_ended,
+    ),
+    Row(
+        "an ended task has none to kill",
+        "With `all`, containerd asks the runtime to signal whom it finds, which may be nobody;"
+        " Holdfast says that the process has finished, as for one process.",
+        _kill_of_ended,
+    ),
+    Row(
+        "a running task is not deleted",
+        "Holdfast refuses as FAILED_PRECONDITION, in the words of containerd's client.",
+        _delete_of_running,
+    ),
+    Row(
         "a lease's id has no null",
         "Holdfast's keys are joined by it.",
         _null_in_lease,
@@ -402,6 +493,18 @@ def _collected(event: dict[str, Any], collects: bool) -> dict[str, Any] | None:
     return None if collects and gone else event
 
 
+def _end_of_created(event: dict[str, Any], _: bool) -> dict[str, Any]:
+    fields = event["event"]["value"]
+    if event["topic"] not in ("/tasks/exit", "/tasks/delete") or fields.get("exit_status") not in (
+        None,
+        137,
+    ):
+        return event
+    hidden = ("exit_status", "exited_at") if event["topic"] == "/tasks/delete" else ("exited_at",)
+    kept = {key: one for key, one in fields.items() if key not in hidden}
+    return {**event, "event": {**event["event"], "value": kept}}
+
+
 EVENT_ROWS: tuple[EventRow, ...] = (
     EventRow(
         "content that comes is told",
@@ -418,6 +521,11 @@ EVENT_ROWS: tuple[EventRow, ...] = (
         "what is collected is told",
         "containerd 1.6 tells of no snapshot or content that its garbage collection removes.",
         _collected,
+    ),
+    EventRow(
+        "the end of a created task is told",
+        "containerd's exit and delete events of a task that was never started have no time.",
+        _end_of_created,
     ),
     EventRow(
         "events name the snapshotter",

@@ -7,10 +7,12 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from . import draw_tasks
 from .step import SIZES, Blob, Step
 
 Dice = random.Random
 STEPS = range(6, 22)
+TASKS_SHARE = 0.04  # a sequence with containers takes as long as ten without
 
 ODD_NAMES = (
     "", "-bad", "a/b", "ü", "a" * 76, "a" * 77, "a..b", "a_b.c-d", " ", "a b", 'q"uo\\te', "\n",
@@ -411,6 +413,8 @@ KINDS: dict[str, Callable[[Dice], Step]] = {
 
 def sequence(dice: Dice, kinds: Sequence[str] = ()) -> list[Step]:
     """The steps of one sequence: of one, two or three services."""
+    if "tasks" in kinds or (not kinds and odd(dice, TASKS_SHARE)):
+        return draw_tasks.sequence(dice)
     pool = sorted(kinds or KINDS)
     chosen = dice.sample(pool, min(len(pool), dice.choice((1, 2, 3))))
     steps = [KINDS[dice.choice(chosen)](dice) for _ in range(dice.choice(STEPS))]

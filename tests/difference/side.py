@@ -5,6 +5,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator, Sequence, Set
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -43,8 +44,9 @@ class Writing:
 class Side:
     """A daemon with a channel, its open streams and the events that it has told."""
 
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(self, daemon: Daemon, rootfs: Path) -> None:
         self.daemon = daemon
+        self._rootfs = rootfs
         options = [
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.max_receive_message_length", 16 << 20),
@@ -67,9 +69,9 @@ class Side:
         self._channel.close()
         self._listener.join(5)
 
-    def begin(self, run: Run) -> None:
+    def begin(self, prefix: str) -> None:
         """The next sequence begins."""
-        self.run = run
+        self.run = Run(prefix, self.daemon.kind, str(self._rootfs))
         self.normal = Normal(self.daemon.base)
         with self._arrived:
             self._events.clear()

@@ -6,16 +6,19 @@ Names are written with placeholders, so that a sequence can be run again in fres
     @sha3         the digest of the run's blob number 3
     @kx4000@      the letter k, 4000 times
     Blob(3)       its bytes, or a part of them
+    Spec(id, args), Process(args), Rootfs()     a container's own: its cgroup differs by daemon
 
 A script is a list of steps as `repr` shows them; `parse` reads it again.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bench.load import spec
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
@@ -43,6 +46,9 @@ METHODS = {
     for method in service.methods
 }
 
+CGROUP = "holdfast-difference"
+SPEC_URL = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
+PROCESS_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 SIZES = (11, 1, 70_000, 0, 5)
 
 
@@ -53,6 +59,26 @@ class Blob:
     number: int
     start: int = 0
     end: int | None = None
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A container's OCI spec, as JSON."""
+
+    id: str
+    args: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Process:
+    """The OCI spec of another process in a container, as JSON."""
+
+    args: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Rootfs:
+    """The directory that all containers have for their root."""
 
 
 @dataclass(frozen=True)
@@ -79,15 +105,17 @@ class Step:
 
 def parse(script: str) -> list[Step]:
     """The steps of a script that was printed."""
-    names = {"Step": Step, "Blob": Blob}
+    names = {each.__name__: each for each in (Step, Blob, Spec, Process, Rootfs)}
     return eval(script, {"__builtins__": {}}, names)  # a script is a developer's own file
 
 
 class Run:
-    """The names of one run of a sequence."""
+    """The names of one run of a sequence, as one of the daemons is told them."""
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, side: str = "", rootfs: str = "") -> None:
         self.prefix = prefix
+        self.side = side
+        self.rootfs = rootfs
 
     def blob(self, number: int) -> bytes:
         """All bytes of a blob. Blob 3 is empty, whatever the run."""
@@ -98,6 +126,12 @@ class Run:
     def data(self, part: Blob) -> bytes:
         """The part of a blob that a step names."""
         return self.blob(part.number)[part.start : part.end]
+
+    def spec(self, wanted: Spec) -> bytes:
+        """A container's spec, with a cgroup that is this daemon's own."""
+        made = spec(wanted.id, wanted.args)
+        made["linux"]["cgroupsPath"] = f"/{CGROUP}/{self.side}-{self.prefix}-{wanted.id}"
+        return json.dumps(made).encode()
 
     def digest(self, number: int, algorithm: str = "sha256") -> str:
         """The digest of a blob."""
@@ -122,6 +156,12 @@ class Run:
                 return self.text(value)
             case Blob():
                 return self.data(value)
+            case Spec():
+                return self.spec(value)
+            case Process():
+                return json.dumps({**spec("", value.args)["process"]}).encode()
+            case Rootfs():
+                return self.rootfs
             case Mapping():
                 return {self.text(key): self.resolved(item) for key, item in value.items()}
             case bytes() | int() | None:

@@ -105,7 +105,7 @@ async def test_another_digest_or_size_is_refused_and_the_ingest_stays_open(tmp_p
             assert str(refused.value) == (
                 f"unexpected commit digest {HELLO_DIGEST}, expected {other}: failed precondition"
             )
-            with pytest.raises(FailedPrecondition, match=""r" failed size validation: 5000 != 7"):
+            with pytest.raises(FailedPrecondition, match="" r" failed size validation: 5000 != 7"):
                 await ingest.commit(7)
             await ingest.truncate()
             await ingest.write(b"other")
