@@ -3,82 +3,16 @@
 Names come from small pools, so that steps meet the same objects; a part of all input is unusual.
 """
 
-import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import draw_tasks
-from .step import SIZES, Blob, Step
+from .draw_content import content
+from .inputs import DIGESTS, Dice, filters, labels, lease, mask, name, ns, odd
+from .step import Step
 
-Dice = random.Random
 STEPS = range(6, 22)
 TASKS_SHARE = 0.04  # a sequence with containers takes as long as ten without
-
-ODD_NAMES = (
-    "", "-bad", "a/b", "ü", "a" * 76, "a" * 77, "a..b", "a_b.c-d", " ", "a b", 'q"uo\\te', "\n",
-    "a\x00b", "x\u2028y",
-)  # fmt: skip
-LABEL_KEYS = ("k1", "k2", "com.example/tier", "containerd.io/x.y", "k.1")
-ODD_LABELS = (
-    {"": "empty key"}, {"k1": ""}, {"@kx4000@": "@vx97@"}, {"@kx4000@": "@vx96@"},
-    {"k1": "@vx4095@"},
-    {"k\n": "v\t"}, {"@üx2000@": "@vx97@"},
-)  # fmt: skip
-FILTERS = (
-    "", "labels.k1", "labels.k1==v1", "labels.k1!=v1", "labels.k1~=v.", 'labels."com.example/tier"',
-    'labels."com.example/tier"==v1', "labels.k1==v1,labels.k2==v2", "labels.containerd.io/x.y",
-    'labels."containerd.io/x.y"==v1', "labels.k.1==v1", "labels", "nothing", "nothing==1",
-    "nothing!=1",
-)  # fmt: skip
-ODD_FILTERS = (
-    "labels.k1=", "==", "labels.k1==", "a b", "labels.", ".", ",", "id==c1,", "labels.k1~=[",
-    'labels."k1', "labels.k1=~v", "labels.k1===v", "id==\"c1\"", "id~=/c/", "id==/c/", "id~=|c|",
-    "id<c1", "\u00fc", "id==\u00fc", "labels.k1~=(?i)V1", "id~=^c[[:digit:]]$", "id == c1",
-    "id==c1 ,labels.k1", "id~=\\d", 'id=="\\x63\\u0031"', 'id=="\\q"', "id==c1 x",
-)  # fmt: skip
-
-
-def odd(dice: Dice, share: float = 0.1) -> bool:
-    """Whether this input is to be unusual."""
-    return dice.random() < share
-
-
-def name(dice: Dice, usual: Sequence[str], share: float = 0.06) -> str:
-    """One of the usual names, or an unusual one."""
-    return dice.choice(ODD_NAMES if odd(dice, share) else usual)
-
-
-def labels(dice: Dice) -> dict[str, str]:
-    """Some labels."""
-    if odd(dice, 0.06):
-        return dict(dice.choice(ODD_LABELS))
-    keys = dice.sample(LABEL_KEYS, dice.choice((0, 1, 1, 2)))
-    return {key: dice.choice(("v1", "v2", "")) for key in keys}
-
-
-def filters(dice: Dice, *own: str) -> list[str]:
-    """Some filters; `own` are those of the service."""
-    if odd(dice, 0.3):
-        return []
-    pool = ODD_FILTERS if odd(dice, 0.25) else (*own, *FILTERS)
-    return [dice.choice(pool) for _ in range(dice.choice((1, 1, 2)))]
-
-
-def mask(dice: Dice, *own: str) -> dict[str, Any]:
-    """A field mask, with paths that the service knows and others."""
-    if odd(dice, 0.3):
-        return {}
-    pool = [*own, "labels", "labels.k1", "labels.com.example/tier", "labels.k9"]
-    if odd(dice, 0.15):
-        pool = ["", "nothing", "labels.", "created_at", "id", "name", "LABELS", "labels.k1.x"]
-    return {"paths": [dice.choice(pool) for _ in range(dice.choice((1, 1, 2)))]}
-
-
-def ns(dice: Dice) -> str | None:
-    """The namespace of a call: nearly always the same."""
-    if odd(dice, 0.04):
-        return dice.choice((None, "", "-bad", "a/b", "x" * 77, "@ns-b"))
-    return "@ns-a" if dice.random() < 0.93 else "@ns-b"
 
 
 # -- namespaces
@@ -195,12 +129,6 @@ def images(dice: Dice) -> Step:
 # -- leases
 
 LEASES = ("l1", "l2")
-DIGESTS = ("@sha0", "@sha1", "@sha2", "@sha3")
-
-
-def lease(dice: Dice) -> str | None:
-    """The lease of a call: mostly none."""
-    return dice.choice((None, None, None, None, None, "l1", "l1", "l2"))
 
 
 def leases(dice: Dice) -> Step:
@@ -237,109 +165,6 @@ def resource(dice: Dice) -> dict[str, str]:
             {"type": "snapshots/none", "id": "s1"},
         )
     )
-
-
-# -- content
-
-REFS = ("ref1", "ref2")
-ODD_DIGESTS = (
-    "",
-    "x",
-    "sha256:12",
-    "md5:" + "0" * 32,
-    "sha256:" + "0" * 64,
-    "@sha512-0",
-    ":",
-    "a:b",
-)
-
-
-def digest(dice: Dice) -> str:
-    """A digest in a call."""
-    return dice.choice(ODD_DIGESTS if odd(dice) else DIGESTS)
-
-
-def content(dice: Dice) -> Step:
-    """A call to the content service."""
-    verb = dice.choice(
-        ("Write", "Write", "Write", "Write", "Info", "Update", "List", "Delete", "Read", "Read",
-         "Status", "ListStatuses", "Abort")
-    )  # fmt: skip
-    match verb:
-        case "Write":
-            return write(dice)
-        case "Update":
-            info = {"digest": digest(dice), "labels": labels(dice)}
-            request: Any = {"info": info, "update_mask": mask(dice, "size")}
-        case "List":
-            own = ("digest==@sha0", "digest", "digest~=sha256", "size==11", "size")
-            request = {"filters": filters(dice, *own)}
-        case "Read":
-            offsets = (0, 0, 5, 11, 12, -1, 70_000, 69_999)
-            sizes = (0, 0, 1, 5, 11, 100_000, -1)
-            request = {
-                "digest": digest(dice), "offset": dice.choice(offsets), "size": dice.choice(sizes)
-            }  # fmt: skip
-        case "Status" | "Abort":
-            request = {"ref": name(dice, REFS)}
-        case "ListStatuses":
-            request = {"filters": filters(dice, "ref==ref1", "ref~=ref", "ref")}
-        case _:
-            request = {"digest": digest(dice)}
-    return Step(f"Content.{verb}", request, ns=ns(dice), lease=lease(dice))
-
-
-def write(dice: Dice) -> Step:
-    """A Write stream: whole, in parts, resumed, wrong in many ways."""
-    number = dice.choice((0, 0, 1, 2, 3))
-    size = SIZES[number]
-    ref = name(dice, REFS)
-    first: dict[str, Any] = {"action": 0, "ref": ref}
-    if odd(dice, 0.5):
-        first |= {"total": size, "expected": f"@sha{number}"}
-    if odd(dice):
-        first["total"] = dice.choice((1, 5, -1, 1 << 40))
-    if odd(dice):
-        first["expected"] = dice.choice(("x", "@sha0", "sha256:12", "@sha512-0"))
-    messages = [] if odd(dice, 0.15) else [first]
-    cut = dice.choice((0, 3, 5, size)) if size > 1 else size
-    shape = dice.choice(("whole", "whole", "parts", "begin", "end", "odd"))
-    ended = {"action": 2, "ref": ref, "total": size, "expected": f"@sha{number}", "offset": size}
-    if odd(dice, 0.3):
-        ended["labels"] = labels(dice)
-    if odd(dice):
-        ended["total"] = dice.choice((0, 1, size + 1))
-    if odd(dice):
-        ended["expected"] = dice.choice(("", "@sha4", "x", "@sha512-0"))
-    head = {"action": 1, "ref": ref, "offset": 0, "data": Blob(number, 0, cut)}
-    tail = {"action": 1, "ref": ref, "offset": cut, "data": Blob(number, cut)}
-    match shape:
-        case "whole":
-            if odd(dice, 0.3):
-                messages += [{**ended, "data": Blob(number), "offset": 0}]
-            else:
-                messages += [{"action": 1, "ref": ref, "data": Blob(number)}, ended]
-        case "parts":
-            messages += [head, tail, ended]
-        case "begin":
-            messages += [head]
-        case "end":
-            messages += [tail, ended]
-        case _:
-            odds = (
-                {"action": 1, "ref": ref, "offset": 99, "data": b"x"},
-                {"action": 1, "ref": ref, "offset": -1, "data": b"x"},
-                {"action": 1, "ref": ref},
-                {"action": 0, "ref": ref},
-                {"action": 0, "ref": "other"},
-                {"action": 7, "ref": ref},
-                {"action": 2, "ref": ref},
-                {"action": 2, "ref": ref, "offset": 99},
-                {"action": 1, "data": b"x"},
-                ended,
-            )
-            messages += [dict(dice.choice(odds)) for _ in range(dice.choice((1, 2, 3)))]
-    return Step("Content.Write", messages, ns=ns(dice), lease=lease(dice))
 
 
 # -- snapshots
