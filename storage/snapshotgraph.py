@@ -20,6 +20,7 @@ from ..actors.errors import (
     AlreadyExists,
     DataLoss,
     FailedPrecondition,
+    NotFound,
 )
 from .driver import Driver
 from .labels import quoted
