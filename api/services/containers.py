@@ -5,6 +5,7 @@ from dataclasses import replace
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
 
+from ...actors.errors import InvalidArgument
 from ...storage.containers import Container, Containers, Opaque, Runtime
 from ...storage.image_keeper import ImageKeeper
 from ..anys import timestamp
@@ -45,6 +46,8 @@ def service(containers: Containers, images: ImageKeeper) -> Service:
         request: pb.UpdateContainerRequest, context: Context
     ) -> pb.UpdateContainerResponse:
         given = from_message(request.container)
+        if not given.id:
+            raise InvalidArgument("Container.ID required")
         paths = tuple(request.update_mask.paths)
         updated = await containers.update(context.namespace(), given, paths)
         return pb.UpdateContainerResponse(container=to_message(updated))

@@ -2,6 +2,7 @@
 
 from google.protobuf.empty_pb2 import Empty
 
+from ...actors.errors import InvalidArgument
 from ...storage.collector import Collector
 from ...storage.images import Image, Images
 from ..anys import nanoseconds, timestamp
@@ -22,6 +23,7 @@ def service(images: Images, collector: Collector) -> Service:
         return pb.ListImagesResponse(images=[to_message(image) for image in found])
 
     async def create(request: pb.CreateImageRequest, context: Context) -> pb.CreateImageResponse:
+        _require_name(request.image)
         made = await images.create(
             context.namespace(),
             from_message(request.image),
@@ -31,6 +33,7 @@ def service(images: Images, collector: Collector) -> Service:
         return pb.CreateImageResponse(image=to_message(made))
 
     async def update(request: pb.UpdateImageRequest, context: Context) -> pb.UpdateImageResponse:
+        _require_name(request.image)
         updated = await images.update(
             context.namespace(),
             from_message(request.image),
@@ -55,6 +58,12 @@ def service(images: Images, collector: Collector) -> Service:
         pb.DESCRIPTOR.services_by_name["Images"],
         {"Get": get, "List": list_, "Create": create, "Update": update, "Delete": delete},
     )
+
+
+def _require_name(image: pb.Image) -> None:
+    # Said even to a caller that names no namespace.
+    if not image.name:
+        raise InvalidArgument("Image.Name required")
 
 
 def _epoch(request: pb.CreateImageRequest | pb.UpdateImageRequest) -> int | None:

@@ -184,6 +184,13 @@ ROWS: tuple[Row, ...] = (
         explained.killed_by_delete,
     ),
     Row(
+        "no exec before the start",
+        "containerd starts an exec in a task that is only created, beside a process that is not yet"
+        " its program.",
+        explained.exec_in_created,
+        parts=True,
+    ),
+    Row(
         "no exec in an ended task",
         "containerd passes on the OCI runtime's words as UNKNOWN; Holdfast does not ask it.",
         explained.exec_in_ended,

@@ -6,6 +6,7 @@ from .inputs import DIGESTS, Dice, filters, labels, lease, mask, name, ns, odd
 from .step import SIZES, Blob, Step
 
 REFS = ("ref1", "ref2")
+EMPTY = 4
 ODD_DIGESTS = (
     "",
     "x",
@@ -55,9 +56,9 @@ def content(dice: Dice) -> Step:
 
 def write(dice: Dice) -> Step:
     """A Write stream: whole, in parts, resumed, wrong in many ways."""
-    number = dice.choice((0, 0, 1, 2, 3))
+    number = EMPTY if odd(dice, 0.05) else dice.choice((0, 0, 1, 2, 3))
     size = SIZES[number]
-    ref = name(dice, REFS)
+    ref = name(dice, REFS) if number != EMPTY else "ref-empty"
     first: dict[str, Any] = {"action": 0, "ref": ref}
     if odd(dice, 0.5):
         first |= {"total": size, "expected": f"@sha{number}"}

@@ -243,6 +243,11 @@ def killed_by_delete(step: Step, ours: Outcome, theirs: Outcome) -> bool:
     return ours.answer["exit_status"] == 137 and theirs.answer == fields
 
 
+def exec_in_created(step: Step, ours: Outcome, theirs: Outcome) -> bool:
+    refused = ours.message == "cannot exec in a created state"
+    return _in(step, "Tasks.Start") and refused and theirs.code == "OK"
+
+
 def exec_in_ended(step: Step, ours: Outcome, theirs: Outcome) -> bool:
     return (
         _in(step, "Tasks.Start")
