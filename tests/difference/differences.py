@@ -191,9 +191,9 @@ ROWS: tuple[Row, ...] = (
         parts=True,
     ),
     Row(
-        "no exec in an ended task",
+        "no exec in an ended or paused task",
         "containerd passes on the OCI runtime's words as UNKNOWN; Holdfast does not ask it.",
-        explained.exec_in_ended,
+        explained.exec_in_ended_or_paused,
     ),
     Row(
         "an ended task has none to kill",

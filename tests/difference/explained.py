@@ -18,7 +18,7 @@ def _in(step: Step, *methods: str) -> bool:
 
 def same_but_code(_: Step, ours: Outcome, theirs: Outcome) -> bool:
     words = theirs.message.removesuffix(": unknown")
-    same = ours.message.removesuffix(CODE_WORDS) == words and ours.answer == theirs.answer
+    same = ours.message in (words, words + CODE_WORDS) and ours.answer == theirs.answer
     return theirs.code == "UNKNOWN" and ours.code in REFUSED and same
 
 
@@ -248,10 +248,13 @@ def exec_in_created(step: Step, ours: Outcome, theirs: Outcome) -> bool:
     return _in(step, "Tasks.Start") and refused and theirs.code == "OK"
 
 
-def exec_in_ended(step: Step, ours: Outcome, theirs: Outcome) -> bool:
+def exec_in_ended_or_paused(step: Step, ours: Outcome, theirs: Outcome) -> bool:
     return (
         _in(step, "Tasks.Start")
-        and ours.message.endswith("init process is not running: failed precondition")
+        and (
+            ours.message.endswith("init process is not running: failed precondition")
+            or ours.message == "cannot exec in a paused state"
+        )
         and theirs.message.startswith("OCI runtime exec failed: ")
     )
 
