@@ -5,6 +5,7 @@ The seed is printed; the seed reruns it. `--replay FILE` runs one script as it w
 
 import argparse
 import secrets
+import signal
 import sys
 import tempfile
 import time
@@ -26,6 +27,8 @@ def main() -> int:
     parser.add_argument("--replay", type=Path, help="a file with one script")
     parser.add_argument("--survey", action="store_true", help="one of each kind, not shortened")
     given = parser.parse_args()
+    # The daemons end with this command, however it ends.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     seed = secrets.randbelow(2**32) if given.seed is None else given.seed
     with tempfile.TemporaryDirectory(prefix="difference-") as base, pair(Path(base)) as both:
         began_s = time.monotonic()
