@@ -91,8 +91,8 @@ class ImageKeeper:
         try:
             image = self._images.get(namespace, image_name)
             config = (await resolve(self._content, namespace, image.target, host())).config
-        except NotFound:
-            return labels  # of an image that is not here nobody has copied
+        except (NotFound, InvalidArgument):
+            return labels  # of an image that is not here, or is none, nobody has copied
         return {
             key: value
             for key, value in labels.items()
