@@ -101,6 +101,12 @@ ROWS: tuple[Row, ...] = (
         parts=True,
     ),
     Row(
+        "extensions can be emptied",
+        "An update to no extensions at all is answered by containerd 1.6 and leaves them there.",
+        explained.emptied_extensions,
+        parts=True,
+    ),
+    Row(
         "whole characters",
         "containerd's refusal of a filter cuts a character of several bytes in two.",
         explained.whole_characters,

@@ -152,6 +152,16 @@ def empty_extension(step: Step, ours: Outcome, theirs: Outcome) -> bool:
 EMPTY = {"type_url": "", "value": b""}
 
 
+def emptied_extensions(step: Step, ours: Outcome, theirs: Outcome) -> bool:
+    """Seen by whoever asks after the update."""
+    return (
+        _in(step, "Containers.Get", "Containers.List", "Containers.Update")
+        and ours.code == theirs.code == "OK"
+        and repr(ours.answer).count("'e") < repr(theirs.answer).count("'e")
+        and _without(ours.answer, "extensions") == _without(theirs.answer, "extensions")
+    )
+
+
 def whole_characters(_: Step, ours: Outcome, theirs: Outcome) -> bool:
     words = "filters: parse error: ["
     return words in ours.message and words in theirs.message and "\ufffd" in theirs.message
