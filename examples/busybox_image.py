@@ -2,9 +2,10 @@
 
     python examples/busybox_image.py busybox.tar docker.io/library/busybox:latest
 
-The archive is an OCI image layout in a tar file (OCI image-spec, "Image Layout"), which
-`holdfast import`, `ctr images import` and `docker load` all read. The same busybox gives the
-same bytes: every time stamp is zero.
+The archive is an OCI image layout in a tar file (OCI image-spec, "Image Layout"), with the
+`manifest.json` beside it that Docker reads before its version 25, so that `holdfast import`,
+`ctr images import` and `docker load` all take it. The same busybox gives the same bytes: every
+time stamp is zero.
 """
 
 import gzip
@@ -63,11 +64,15 @@ def build(
         "org.opencontainers.image.ref.name": name.rpartition(":")[2],
     }
     index = _json({"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]})
+    for_docker = _json(
+        [{"Config": _place(image_config), "RepoTags": [name], "Layers": [_place(packed)]}]
+    )
     with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
         _add(tar, "oci-layout", _json({"imageLayoutVersion": "1.0.0"}))
         _add(tar, "index.json", index)
+        _add(tar, "manifest.json", for_docker)
         for blob in (image_config, packed, manifest):
-            _add(tar, "blobs/sha256/" + _digest(blob).removeprefix("sha256:"), blob)
+            _add(tar, _place(blob), blob)
     return _digest(manifest)
 
 
@@ -101,6 +106,10 @@ def _json(value: object) -> bytes:
 
 def _digest(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def _place(data: bytes) -> str:
+    return "blobs/sha256/" + _digest(data).removeprefix("sha256:")
 
 
 def _descriptor(media_type: str, data: bytes) -> Descriptor:
