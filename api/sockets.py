@@ -13,6 +13,7 @@ from pathlib import Path
 import trio
 
 from ..actors.actor import Actor
+from ..runtime.missed import Missed
 from ..storage.lentsnapshots import LentSnapshots
 from ..supervision.spec import ChildSpec
 from .grpc.server import GrpcServer, listen_unix
@@ -65,7 +66,7 @@ def services(host: Host) -> Sequence[Service]:
         snapshots.service(host.snapshotter),
         diff.service(host.content, host.workers),
         tasks.service(host.tasks, host.containers),
-        events.service(host.events),
+        events.service(host.events, Missed(host.store)),
         streaming.service(streams),
         transfer.service(host.transfers, streams),
         introspection.service(host.uuid, str(host.config.opt)),

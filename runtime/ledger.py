@@ -27,6 +27,9 @@ from .records import (
 
 Job = Callable[[Transaction], None]
 
+EXIT_TOPIC = "/tasks/exit"
+EXIT_TYPE = "containerd.events.TaskExit"
+
 
 def put_task(record: TaskRecord, tx: Transaction) -> None:
     """Write a task's record whole."""
@@ -206,7 +209,7 @@ def exec_exited(record: ExecRecord) -> Job:
             return
         put_exec(record, tx)
         payload = exit_event(record.task_id, record.id, exit)
-        tx.emit(record.namespace, "/tasks/exit", "containerd.events.TaskExit", payload)
+        tx.emit(record.namespace, EXIT_TOPIC, EXIT_TYPE, payload)
 
     return job
 
@@ -226,7 +229,7 @@ def _put_task_exit(record: TaskRecord, tx: Transaction) -> None:
     if _put_exit(record.namespace, process_key(record.id), record.exit, tx):
         put_task(replace(record, state=State.STOPPED), tx)
         payload = exit_event(record.id, record.id, record.exit)
-        tx.emit(record.namespace, "/tasks/exit", "containerd.events.TaskExit", payload)
+        tx.emit(record.namespace, EXIT_TOPIC, EXIT_TYPE, payload)
 
 
 def _put_exit(namespace: str, key: str, exit: ExitRecord, tx: Transaction) -> bool:

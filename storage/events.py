@@ -188,19 +188,21 @@ class EventLog:
         filters: Sequence[str] = (),
         *,
         since: int | None = None,
+        first: Sequence[Event] = (),
         queue_max: int = 1024,
     ) -> Subscription:
         """The events that match any of `filters` (all, when there are none), as a context
         manager and an async iterator.
 
         Live ones from now on; with `since`, first those after that sequence number. A gap event
-        comes where the log no longer reaches back, and passes every filter.
+        comes where the log no longer reaches back, and passes every filter. Before all, those
+        of `first` that match.
         """
         accepts = compile_filters(filters)
         if since is not None and not 0 <= since <= self.last_seq:
             raise OutOfRange(f"since {since}: the log ends at {self.last_seq}: out of range")
         start = self.last_seq if since is None else since
-        subscription = Subscription(self, accepts, start, queue_max)
+        subscription = Subscription(self, accepts, start, queue_max, first)
         self._subscriptions.append(subscription)
         return subscription
 
@@ -226,7 +228,14 @@ class EventLog:
 class Subscription:
     """One subscriber's place in the log."""
 
-    def __init__(self, log: EventLog, accepts: Filter, after_seq: int, queue_max: int) -> None:
+    def __init__(
+        self,
+        log: EventLog,
+        accepts: Filter,
+        after_seq: int,
+        queue_max: int,
+        first: Sequence[Event] = (),
+    ) -> None:
         self._log = log
         self._accepts = accepts
         self._queue_max = queue_max
@@ -237,6 +246,7 @@ class Subscription:
         # Invariant: events up to here have been shown, queued, or filtered out.
         self._reached = after_seq
         self._lagging = after_seq < log.last_seq
+        self._first = deque(event for event in first if self._matches(event))
 
     @property
     def lagging(self) -> bool:
@@ -265,6 +275,9 @@ class Subscription:
         while True:
             if self._closed:
                 raise trio.ClosedResourceError
+            if self._first:
+                await trio.lowlevel.checkpoint()
+                return self._first.popleft()
             if self._queue:
                 await trio.lowlevel.checkpoint()
                 event = self._queue.popleft()

@@ -1,12 +1,14 @@
 """containerd.services.events.v1, and its ttrpc twin for shims: publish, forward, subscribe.
 
-Subscribe is live, as containerd's. With the metadata `holdfast-since: SEQ` it first gives the
-events after that sequence number; `holdfast events --since` uses it.
+Subscribe is live, as containerd's, but in the daemon's first minute it begins with the ends of
+processes that are not deleted yet: `runtime/missed.py` says why. With the metadata
+`holdfast-since: SEQ` it begins with the events after that sequence number instead.
 """
 
 from google.protobuf.empty_pb2 import Empty
 
 from ...actors.errors import InvalidArgument
+from ...runtime.missed import Missed
 from ...runtime.tasks import Tasks
 from ...storage.events import GAP_TYPE, Event, EventLog
 from ...storage.labels import check_namespace
@@ -21,7 +23,7 @@ from .words import said_first
 SINCE = "holdfast-since"
 
 
-def service(events: EventLog) -> Service:
+def service(events: EventLog, missed: Missed) -> Service:
     """The service over this log."""
 
     async def publish(request: pb.PublishRequest, context: Context) -> Empty:
@@ -39,7 +41,9 @@ def service(events: EventLog) -> Service:
     async def subscribe(
         request: pb.SubscribeRequest, call: Call[pb.SubscribeRequest, Envelope]
     ) -> None:
-        with events.subscribe(list(request.filters), since=_since(call)) as subscription:
+        since = _since(call)
+        first = missed.ends() if since is None else ()
+        with events.subscribe(list(request.filters), since=since, first=first) as subscription:
             async for event in subscription:
                 await call.send(to_envelope(event))
 

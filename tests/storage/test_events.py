@@ -45,6 +45,20 @@ async def test_a_subscriber_hears_what_comes_after(store: Store) -> None:
     assert event.timestamp_ns > 1_500_000_000_000_000_000
 
 
+async def test_what_is_given_comes_first_where_it_matches(store: Store) -> None:
+    def told(topic: str) -> Event:
+        return Event(
+            seq=0, timestamp_ns=1, namespace="default", topic=topic, type_name="x", payload={}
+        )
+
+    first = [told("/tasks/exit"), told("/images/create"), told("/tasks/oom")]
+    with store.events.subscribe(["topic~=|^/tasks/|"], first=first) as subscription:
+        await emit(store)
+        heard = await take(subscription, 3)
+    assert [event.topic for event in heard] == ["/tasks/exit", "/tasks/oom", "/tasks/exit"]
+    assert seqs(heard) == [0, 0, 1]
+
+
 async def test_an_event_is_heard_before_its_write_returns(store: Store) -> None:
     with store.events.subscribe() as subscription:
         await emit(store)
