@@ -122,6 +122,19 @@ def test_the_tutorial_works_from_beginning_to_end(base: Path) -> None:
     assert not Path(f"/sys/class/net/{interface}").exists()
 
 
+@pytest.mark.root
+@pytest.mark.slow
+def test_docker_runs_on_holdfast_as_its_page_says(base: Path) -> None:
+    shell = in_place("".join(blocks("docs/docker.md", "sh")), base)
+    # Debian's docker, where another one comes first in PATH.
+    shell = f'docker() {{ /usr/bin/docker --config {base}/config "$@"; }}\n{shell}'
+    said = run(base, shell)
+    assert said.count("hello from docker\n") == 1
+    assert said.count("\nclock\n") == 1
+    assert len(re.findall(r"^\w+ \w+ +\d+ [\d:]+ UTC \d+$", said, re.MULTILINE)) > 2
+    assert len([line for line in said.splitlines() if "while true" in line]) >= 2
+
+
 def in_place(text: str, base: Path) -> str:
     """The tutorial's directories below ours."""
     return text.replace("/tmp/hf2", f"{base}/hf2").replace("/tmp/hf/", f"{base}/hf/")
