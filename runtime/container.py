@@ -674,9 +674,10 @@ class Container:
 
     def watch_memory(self) -> None:
         """Tells `oom` from now on."""
-        self._memory = MemoryWatch(
-            self.poller, self.directories, lambda: self._emit({"event": "oom"})
-        )
+        self._memory = MemoryWatch(self.poller, self.directories, self._tell_memory_kills)
+
+    def _tell_memory_kills(self, kills: int) -> None:
+        self._emit({"event": "oom", "kills": kills})
 
     def _unwatch_memory(self) -> None:
         if self._memory is not None:

@@ -29,6 +29,8 @@ Job = Callable[[Transaction], None]
 
 EXIT_TOPIC = "/tasks/exit"
 EXIT_TYPE = "containerd.events.TaskExit"
+OOM_TOPIC = "/tasks/oom"
+OOM_TYPE = "containerd.events.TaskOOM"
 
 
 def put_task(record: TaskRecord, tx: Transaction) -> None:
@@ -125,8 +127,9 @@ def task_out_of_memory(record: TaskRecord) -> Job:
     """The kernel killed a process of the container for want of memory."""
 
     def job(tx: Transaction) -> None:
+        put_task(record, tx)
         payload = {"container_id": record.id}
-        tx.emit(record.namespace, "/tasks/oom", "containerd.events.TaskOOM", payload)
+        tx.emit(record.namespace, OOM_TOPIC, OOM_TYPE, payload)
 
     return job
 

@@ -15,10 +15,11 @@ KILLED_WITHIN_S: Final = 0.5
 
 
 class MemoryWatch:
-    """Calls `on_kill` once for each wave of kills; inert where there is no memory cgroup."""
+    """Calls `on_kill` once for each wave of kills, with their number so far. Inert where there is
+    no memory cgroup."""
 
     def __init__(
-        self, poller: Poller, directories: cgroup.Directories, on_kill: Callable[[], None]
+        self, poller: Poller, directories: cgroup.Directories, on_kill: Callable[[int], None]
     ) -> None:
         self._directories = directories
         self._on_kill = on_kill
@@ -53,4 +54,4 @@ class MemoryWatch:
 
         if await self._poller.until(killed, KILLED_WITHIN_S):
             self._kills = cgroup.out_of_memory_kills(self._directories)
-            self._on_kill()
+            self._on_kill(self._kills)

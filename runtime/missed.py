@@ -5,10 +5,15 @@
 A client loses its subscription with the daemon and is a moment late at the next one. What was told
 meanwhile it would never learn: Docker, for one, then takes an ended container for a live one. But
 whoever hears of an end deletes the process. So who subscribes in the first minute is told once
-more of each process that has ended and is still there.
+more of each process that has ended and is still there. Who is younger than this daemon has missed
+nothing, and is left alone: dockerd, when it starts, sees to its containers itself, and an end that
+is told at the same time makes it drop their last output.
 """
 
+import os
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import trio
@@ -16,7 +21,8 @@ import trio
 from ..actors.errors import DataLoss
 from ..storage.events import Event
 from ..storage.store import Store
-from .ledger import EXIT_TOPIC, EXIT_TYPE
+from . import procfs
+from .ledger import EXIT_TOPIC, EXIT_TYPE, OOM_TOPIC, OOM_TYPE
 from .records import EXEC, TASK, ExecRecord, ExitRecord, TaskRecord, exit_event
 
 TOLD_FOR_S = 60.0
@@ -29,13 +35,18 @@ class Missed:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._until = trio.current_time() + TOLD_FOR_S
+        since_boot_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+        self._began_ticks = since_boot_s * os.sysconf("SC_CLK_TCK")
 
-    def ends(self) -> Sequence[Event]:
-        """The exit event of each process that has ended and is not deleted; later, nothing.
+    def ends(self, client_pid: int) -> Sequence[Event]:
+        """What the client with this pid may have missed: the exit of each process that has ended
+        and is not deleted, after its want of memory. Later, or when it is younger, nothing.
 
         They are as of this moment: an end that is committed afterwards is a live event.
         """
-        if trio.current_time() >= self._until:
+        client = procfs.identity(client_pid)
+        younger = client is None or client.start_time_ticks >= self._began_ticks
+        if younger or trio.current_time() >= self._until:
             return ()
         # A container's last end is that of its first process.
         return [*self._execs(), *self._tasks()]
@@ -47,7 +58,14 @@ class Missed:
             except DataLoss:
                 continue  # reported when it was recovered
             if task.exit is not None:
-                yield self._event(row.namespace, exit_event(task.id, task.id, task.exit), task.exit)
+                told = exit_event(task.id, task.id, task.exit)
+                if task.memory_kills:  # which clients take for the reason of the end
+                    yield replace(
+                        self._event(row.namespace, {"container_id": task.id}, task.exit),
+                        topic=OOM_TOPIC,
+                        type_name=OOM_TYPE,
+                    )
+                yield self._event(row.namespace, told, task.exit)
 
     def _execs(self) -> Iterator[Event]:
         for row in self._store.scan(EXEC):

@@ -86,6 +86,8 @@ class TaskRecord:
     runtime: str = ""
     pid: int = 0
     exit: ExitRecord | None = None
+    memory_kills: int = 0
+    """How many of the kernel's kills for want of memory were told."""
 
     @property
     def name(self) -> str:
@@ -107,6 +109,7 @@ class TaskRecord:
             "runtime": self.runtime,
             "pid": self.pid,
             "exit": None if self.exit is None else self.exit.to_record(),
+            "memory_kills": self.memory_kills,
         }
 
     @classmethod
@@ -124,6 +127,7 @@ class TaskRecord:
                 runtime=str(record.get("runtime", "")),
                 pid=int(record["pid"]),
                 exit=_exit(record["exit"]),
+                memory_kills=int(record.get("memory_kills", 0)),  # an older record has none
             )
         except (AssertionError, KeyError, TypeError, ValueError) as error:
             raise DataLoss(f"task {id}: record is damaged: {error!r}") from error

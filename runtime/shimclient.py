@@ -87,7 +87,9 @@ class Exited:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutOfMemory:
-    """The kernel killed a process of the container for want of memory. Sent by the shim."""
+    """The kernel killed in the container for want of memory, so often by now. Sent by the shim."""
+
+    kills: int
 
 
 ShimEvent = Exited | OutOfMemory
@@ -427,6 +429,6 @@ def _event(message: Mapping[str, Any]) -> ShimEvent | None:
                 exited_at_ns=message["exited_at_ns"],
             )
         case "oom":
-            return OutOfMemory()
+            return OutOfMemory(kills=message.get("kills", 1))  # an older shim does not count
         case _:  # a newer shim may tell more than we know
             return None

@@ -44,7 +44,7 @@ from ..actors.errors import (
 )
 from ..actors.exits import NORMAL, StopActor
 from ..actors.message import Request
-from . import ledger, procfs
+from . import cgroup, ledger, procfs
 from .bundle import make_bundle, remove_bundle
 from .exec import ShimSaw, TaskGone, exit_record, exited, lost
 from .ground import Ground
@@ -335,7 +335,7 @@ class Task(Actor):
             case Started() | Frozen() | Thawed() | Exited():
                 await self._learn(message)
             case OutOfMemory():
-                await self._ground.store.write(ledger.task_out_of_memory(self._record))
+                await self._tell_memory_kills(message.kills)
             case Seen():
                 await self._look()
             case BundleLost():
@@ -613,8 +613,19 @@ class Task(Actor):
         if exec is not None:
             exec.cast(message)
 
+    async def _tell_memory_kills(self, kills: int) -> None:
+        """Tell of want of memory, where more was killed than anybody was told of."""
+        if kills > self._record.memory_kills:
+            record = replace(self._record, memory_kills=kills)
+            await self._ground.store.write(ledger.task_out_of_memory(record))
+            self._record = record
+
     async def _catch_up(self, shim: ShimState) -> None:
         self._tell_execs(shim)
+        if shim.cgroups:  # what its shim told while nobody listened, the kernel has counted
+            await self._tell_memory_kills(
+                await trio.to_thread.run_sync(cgroup.out_of_memory_kills, shim.cgroups)
+            )
         for step in steps_to_truth(self._record.state, shim):
             match step:
                 case Started() | Frozen() | Thawed() | Exited():

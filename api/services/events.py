@@ -1,8 +1,8 @@
 """containerd.services.events.v1, and its ttrpc twin for shims: publish, forward, subscribe.
 
-Subscribe is live, as containerd's, but in the daemon's first minute it begins with the ends of
-processes that are not deleted yet: `runtime/missed.py` says why. With the metadata
-`holdfast-since: SEQ` it begins with the events after that sequence number instead.
+Subscribe is live, as containerd's, but to a client that is older than the daemon it first tells, in
+the daemon's first minute, the ends of processes that are not deleted yet: `runtime/missed.py` says
+why. With the metadata `holdfast-since: SEQ` it first tells the events after that sequence number.
 """
 
 from google.protobuf.empty_pb2 import Empty
@@ -42,7 +42,8 @@ def service(events: EventLog, missed: Missed) -> Service:
         request: pb.SubscribeRequest, call: Call[pb.SubscribeRequest, Envelope]
     ) -> None:
         since = _since(call)
-        first = missed.ends() if since is None else ()
+        peer = call.peer if since is None else None
+        first = missed.ends(peer.pid) if peer is not None else ()
         with events.subscribe(list(request.filters), since=since, first=first) as subscription:
             async for event in subscription:
                 await call.send(to_envelope(event))

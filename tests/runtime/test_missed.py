@@ -1,5 +1,7 @@
 """Who comes late is told of the ends that it missed, for a while."""
 
+import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +30,7 @@ async def test_the_missed_ends_are_those_of_what_is_not_deleted(
         missed = Missed(store)
         await store.write(ledger.intend_task(TASK))
         await store.write(ledger.exec_added(EXEC))
-        assert missed.ends() == []
+        assert missed.ends(os.getpid()) == []
         with store.events.subscribe(['topic=="/tasks/exit"']) as subscription:
             await store.write(
                 ledger.exec_exited(replace(EXEC, state=ExecState.STOPPED, exit=ENDED))
@@ -36,15 +38,18 @@ async def test_the_missed_ends_are_those_of_what_is_not_deleted(
             stopped = TASK.stopped(ENDED)
             await store.write(ledger.task_exited(stopped))
             live = [await subscription.receive() for _ in range(2)]
-        again = missed.ends()
+        again = missed.ends(os.getpid())
         # The same events, the exec's before that of the container.
         assert [(e.namespace, e.topic, e.type_name, e.payload) for e in again] == [
             (e.namespace, e.topic, e.type_name, e.payload) for e in live
         ]
         assert [event.timestamp_ns for event in again] == [ENDED.exited_at_ns] * 2
+        with subprocess.Popen(["sleep", "10"]) as younger:
+            assert missed.ends(younger.pid) == ()
+            younger.kill()
         started = trio.current_time()
         monkeypatch.setattr(trio, "current_time", lambda: started + TOLD_FOR_S + 1)
-        assert missed.ends() == ()
+        assert missed.ends(os.getpid()) == ()
         monkeypatch.undo()
         await store.write(ledger.task_deleted(stopped))
-        assert missed.ends() == []
+        assert missed.ends(os.getpid()) == []

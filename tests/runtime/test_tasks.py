@@ -26,10 +26,11 @@ from holdfast.actors.errors import (
 )
 from holdfast.actors.exits import KILL
 from holdfast.actors.system import System
-from holdfast.runtime import metrics
+from holdfast.runtime import metrics, procfs
 from holdfast.runtime.bundle import bundle_path, make_bundle
 from holdfast.runtime.ground import Ground, Limits
 from holdfast.runtime.minder import Minder
+from holdfast.runtime.missed import Missed
 from holdfast.runtime.netns import Netns
 from holdfast.runtime.records import TASK, exec_name, task_name
 from holdfast.runtime.recovery import Recovered, Recoverer, Recovery
@@ -453,6 +454,28 @@ async def test_an_out_of_memory_kill_is_told(host: Host) -> None:
     with trio.fail_after(5):
         while "/tasks/oom" not in await host.topics("eater"):
             await trio.sleep(0.01)
+
+
+async def test_an_out_of_memory_kill_while_no_daemon_lives_is_told_once(
+    root: Path, busybox_root: Path
+) -> None:
+    wait = "while [ ! -e /proc/1/root/dev/shm/go ]; do sleep 0.02; done"
+    async with life(root, busybox_root) as host:
+        eat = f"{wait}; x=a; while :; do x=$x$x; done"
+        pid = await host.run("eater", "sh", "-c", eat, memory_limit_bytes=8 << 20)
+    Path(f"/proc/{pid}/root/dev/shm/go").touch()
+    await until(lambda: procfs.stat(pid) is None)
+    for _ in range(2):
+        async with life(root, busybox_root) as host:
+            await host.recover()
+            await host.tasks.wait(NS, "eater")
+            told = [topic for topic in await host.topics("eater") if topic != "/tasks/create"]
+            assert told == ["/tasks/start", "/tasks/oom", "/tasks/exit"]
+            told = [event.topic for event in Missed(host.store).ends(os.getpid())]
+            assert told == ["/tasks/oom", "/tasks/exit"]
+    async with life(root, busybox_root) as host:
+        await host.recover()
+        await host.tasks.delete(NS, "eater")
 
 
 async def test_a_killed_task_actor_loses_nothing(host: Host) -> None:
