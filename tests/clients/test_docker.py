@@ -319,7 +319,9 @@ def test_holdfastd_is_killed_and_docker_misses_nothing(
     host: DockerHost, counting: str, name: str
 ) -> None:
     pid = host.state(counting, "Pid")
-    start(host, name, "while [ ! -e /go ]; do sleep 0.05; done; exit 7")
+    start(
+        host, name, f"while [ ! -e /go ]; do sleep 0.05; done; exec {FILL_MEMORY}", *LITTLE_MEMORY
+    )
     ends = host.state(name, "Pid")
     words = host.words("exec", name, "sh", "-c", "sleep 1; touch /go; sleep 1000")
     with subprocess.Popen(words) as inside:
@@ -329,7 +331,8 @@ def test_holdfastd_is_killed_and_docker_misses_nothing(
             host.kill("holdfastd")
             until(lambda: dead(ends), "it has ended")
             host.start("holdfastd")
-            assert host.docker("wait", name) == "7\n"
+            assert host.docker("wait", name) == "137\n"
+            assert host.state(name, "OOMKilled") == "true"
             assert inside.wait(30) == 137
         finally:
             inside.kill()
