@@ -36,7 +36,8 @@ class Missed:
         self._store = store
         self._until = trio.current_time() + TOLD_FOR_S
         since_boot_s = time.clock_gettime(time.CLOCK_BOOTTIME)
-        self._began_ticks = since_boot_s * os.sysconf("SC_CLK_TCK")
+        # Whole ticks, as a process has its start: who came in the same one is younger.
+        self._began_ticks = int(since_boot_s * os.sysconf("SC_CLK_TCK"))
 
     def ends(self, client_pid: int) -> Sequence[Event]:
         """What the client with this pid may have missed: the exit of each process that has ended
