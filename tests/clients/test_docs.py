@@ -13,12 +13,10 @@ from pathlib import Path
 import click
 import pytest
 
-import holdfast
 from holdfast.api.cli.main import cli
 from holdfast.api.config import Config
 from holdfast.api.containerd.command import containerd
 from holdfast.api.daemon import daemon as daemon_command
-from holdfast.api.sockets import services
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from bench.daemons import end_shims_of
@@ -205,12 +203,3 @@ def test_the_reference_names_each_setting_with_its_default() -> None:
     assert told == [
         (name, "none" if value in ("", {}) else str(value)) for name, value in defaults.items()
     ]
-
-
-@pytest.mark.root
-async def test_the_reference_names_each_service(tmp_path: Path) -> None:
-    text = (REPOSITORY / "docs/reference/api.md").read_text()
-    told = set(re.findall(r"^\| `([\w.]+)` \|", text, re.MULTILINE))  # not the one in ttrpc
-    async with holdfast.open(root=tmp_path / "root", state=tmp_path / "state") as host:
-        paths = [path for service in services(host) for path in service]
-    assert told == {path.split("/")[1].rpartition(".")[0] for path in paths}
