@@ -15,6 +15,8 @@ from ..actors.errors import InvalidArgument
 
 DEFAULT_CONFIG: Final = Path("/etc/holdfast/config.toml")
 DEFAULT_ADDRESS: Final = "/run/holdfast/holdfast.sock"
+MOUNTS_NAME: Final = "mounts"
+"""Where in the state directory activated mounts stand."""
 LOG_LEVELS: Final = ("debug", "info", "warn", "error")
 NOT_NEGATIVE: Final = (
     "uid",

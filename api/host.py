@@ -43,6 +43,7 @@ from ..runtime.stdio import Stdio
 from ..runtime.taskfaults import TaskFaults
 from ..runtime.tasks import Process, StartChild, Tasks
 from ..runtime.users import FILE_BYTES_MAX, Accounts
+from ..storage.activations import Activations
 from ..storage.collector import Collector, Pace, Reclaim
 from ..storage.containers import Container, Containers
 from ..storage.content import ContentStore
@@ -70,7 +71,7 @@ from ..supervision.supervisor import Supervisor, open_tree
 from ..supervision.tree import Node, look
 from ..supervision.verbs import start_child
 from . import logfiles
-from .config import Config, load
+from .config import MOUNTS_NAME, Config, load
 from .foreignshim import ShimWire
 from .identity import lasting_uuid
 from .log import set_up_logging
@@ -126,6 +127,7 @@ class Host:
     leases: Leases
     content: ContentStore
     snapshotters: Mapping[str, Snapshots | RemoteSnapshots]
+    activations: Activations
     workers: Workers
     collector: Collector
     faults: Faults
@@ -302,6 +304,7 @@ class Host:
             store=self.store,
             collector=self.collector,
             snapshotters=list(self.snapshotters.values()),
+            activations=self.activations,
             ground=self.ground,
             start_task=self.start_task,
             start_exec=self.start_exec,
@@ -443,12 +446,17 @@ async def build(config: Config, system: System, store: Store, *, serves: bool = 
     )
     start_task = partial(start_child, system.at(TASKS))
     start_exec = partial(start_child, system.at(EXECS))
-    reclaim: dict[str, Reclaim] = {"content": content.reclaim, "ingest": content.reclaim}
+    activations = Activations(store, workers, config.state / MOUNTS_NAME, [config.root])
+    reclaim: dict[str, Reclaim] = {
+        "content": content.reclaim,
+        "ingest": content.reclaim,
+        "mount": activations.reclaim,
+    }
     collector = Collector(store, reclaim, pace_of(config))
     tasks = Tasks(ground, containers, start_task, start_exec)
     find_snapshots = partial(find_snapshotter, snapshotters, config.snapshotter)
     new_tasks = NewTasks(containers, tasks, find_snapshots)
-    keepers: list[FaultKeeper] = [task_faults, ContentFaults(content)]
+    keepers: list[FaultKeeper] = [task_faults, ContentFaults(content), activations]
     keepers += [SnapshotFaults(snapshots) for snapshots in own]
     return Host(
         config=config,
@@ -462,6 +470,7 @@ async def build(config: Config, system: System, store: Store, *, serves: bool = 
         leases=leases,
         content=content,
         snapshotters=snapshotters,
+        activations=activations,
         workers=workers,
         collector=collector,
         faults=Faults(store, keepers, collector.collect),

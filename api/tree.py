@@ -9,6 +9,7 @@ from ..runtime.recovery import Recoverer
 from ..runtime.shims import NAME as FORK_SERVER
 from ..runtime.shims import Shims
 from ..runtime.tasks import StartChild
+from ..storage.activations import ActivationKeeper, Activations
 from ..storage.collector import Collector
 from ..storage.remotesnapshots import RemoteKeeper, RemoteSnapshots
 from ..storage.snapshots import SnapshotKeeper, Snapshots
@@ -52,6 +53,7 @@ def host_tree(
     store: Store,
     collector: Collector,
     snapshotters: Sequence[Snapshots | RemoteSnapshots],
+    activations: Activations,
     ground: Ground,
     start_task: StartChild,
     start_exec: StartChild,
@@ -75,7 +77,11 @@ def host_tree(
             OFTEN,
             [_snapshotter(one) for one in snapshotters],
         ),
-        # Removes what nothing refers to, by way of snapshots and workers.
+        # Sorts what mounts an earlier life left, by way of workers.
+        ChildSpec(
+            "mounts", ActivationKeeper, args=(activations,), name="mounts", start_within_s=60.0
+        ),
+        # Removes what nothing refers to, by way of snapshots, mounts and workers.
         ChildSpec("collector", Collecting, args=(collector,), name="collector"),
         # Forks shims for the tasks. Tasks keep their shims when it falls, so it falls alone.
         Tree(

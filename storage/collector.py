@@ -37,7 +37,7 @@ Reclaim = Callable[[Garbage], Awaitable[None]]
 
 # Deletions of these may have set something free. Not of ingests: each blob ends one.
 FREEING = frozenset(
-    {"container", "image", "lease", "lease_resource", "content", "sandbox", "snapshot"}
+    {"container", "image", "lease", "lease_resource", "content", "snapshot", "sandbox", "mount"}
 )
 
 # Records of these keep nothing. A damaged kind may be any word, and counts as one that does.

@@ -4,7 +4,8 @@ Terms. A *node* is a record that may refer to others. *Roots* are kept for their
 
     images without a past containerd.io/gc.expire        leases without one, and their resources
     containers, and what sandboxes' labels name          ingests that have not expired
-    content and snapshots labelled containerd.io/gc.root
+    content, snapshots and mounts labelled containerd.io/gc.root
+    mounts that are being made, and those whose lease counts
 
 A node keeps what it *links* to: an image its target, a container its snapshot, a snapshot its
 parent, an ingest the content it expects, and all but leases and ingests what their labels name:
@@ -43,9 +44,9 @@ ROOT_LABEL = "containerd.io/gc.root"
 REFERENCE = "containerd.io/gc.ref."
 BACK_REFERENCE = "containerd.io/gc.bref."
 
-COLLECTED = ("lease", "snapshot", "content", "image", "ingest")
+COLLECTED = ("lease", "snapshot", "content", "image", "ingest", "mount")
 # Whose labels are heeded, and whose backward labels.
-REFERRING = frozenset({"content", "snapshot", "image", "container", "sandbox"})
+REFERRING = frozenset({"content", "snapshot", "image", "container", "sandbox", "mount"})
 # Whose writes may make something reachable.
 JOURNALED = REFERRING | {"lease", "lease_resource", "ingest"}
 
@@ -139,7 +140,15 @@ def roots(scan: Scan, marks: Marks) -> Iterator[Link | None]:
         yield "a container", node_of("container", namespace, key)
     for namespace, key, _ in scan("sandbox"):
         yield "a sandbox", node_of("sandbox", namespace, key)
-    for kind in ("content", "snapshot"):
+    for namespace, key, record in scan("mount"):
+        is_flat = flat.get((namespace, record["lease"]))
+        if record["active"] is None:
+            yield "being made", node_of("mount", namespace, key)
+        elif is_flat is not None:
+            yield f"lease {record['lease']}", node_of("mount", namespace, key, is_flat)
+        else:
+            yield None
+    for kind in ("content", "snapshot", "mount"):
         for namespace, key, record in scan(kind):
             labels = labels_of(record)
             if not labels:

@@ -1,7 +1,8 @@
 """Namespaces: separate worlds of containers, images, content and snapshots in one store.
 
 A namespace comes into being by `create`, by a label, or with the first object in it; it goes
-by `delete` alone, and only when it holds neither images, blobs, containers nor snapshots.
+by `delete` alone, and only when it holds neither images, blobs, containers, snapshots nor active
+mounts.
 """
 
 from __future__ import annotations
@@ -22,6 +23,14 @@ from .store import Record, Store, Transaction
 
 # What an emptied namespace may still hold; it goes with it.
 GOES_ALONG = ("lease", "lease_resource", "ingest", "sandbox")
+
+# What it may not hold, and what a refusal calls that; snapshots are told by their snapshotter.
+REMAIN = (
+    ("image", "images"),
+    ("content", "blobs"),
+    ("container", "containers"),
+    ("mount", "mounts"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,11 +114,7 @@ class Namespaces:
 
 
 def _remains(tx: Transaction, namespace: str) -> list[str]:
-    remains = [
-        word
-        for kind, word in (("image", "images"), ("content", "blobs"), ("container", "containers"))
-        if tx.keys(kind, namespace)
-    ]
+    remains = [word for kind, word in REMAIN if tx.keys(kind, namespace)]
     snapshotters = {key.partition("/")[0] for key in tx.keys("snapshot", namespace)}
     return remains + [f"snapshots on {quoted(name)} snapshotter" for name in sorted(snapshotters)]
 

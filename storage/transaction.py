@@ -20,7 +20,7 @@ from .events import Event
 
 # The kinds whose first record brings their namespace into being.
 MAKES_NAMESPACE = frozenset(
-    {"container", "image", "lease", "content", "snapshot", "ingest", "sandbox"}
+    {"container", "image", "lease", "content", "snapshot", "ingest", "sandbox", "mount"}
 )
 
 

@@ -20,7 +20,7 @@ from .labels import check_namespace, quoted
 from .store import Store
 from .turns import Turns
 
-KINDS = ("content", "snapshot", "image", "ingest", "container", "lease")
+KINDS = ("content", "snapshot", "image", "ingest", "container", "lease", "mount")
 LEASE_ROOT = "lease "
 
 

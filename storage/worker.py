@@ -9,7 +9,7 @@ job too: a watching thread sees that the daemon is gone.
 
 What a job may block on is the kernel's affair; the daemon kills a worker that takes too long
 and starts another. A worker therefore holds nothing that its death would leave behind: mounts
-it looks into are attached nowhere.
+it looks into are attached nowhere. What it makes to last, it makes where it will be found.
 
 Only the standard library, cbor2 and isal are imported, so that a worker is up at once.
 """
@@ -37,6 +37,7 @@ from . import syscalls
 from .compression import PackedStream
 from .layer import Applied, Limits, apply
 from .layerroot import Form
+from .mountjobs import do_activate, do_deactivate, do_standing
 from .mounts import (
     Mount,
     detached,
@@ -298,6 +299,9 @@ JOBS: Mapping[str, Callable[[Job], Mapping[str, Any]]] = {
     "read": do_read,
     "mount": do_mount,
     "unmount": do_unmount,
+    "activate": do_activate,
+    "deactivate": do_deactivate,
+    "standing": do_standing,
 }
 
 

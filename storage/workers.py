@@ -33,6 +33,7 @@ from ..actors.exits import KILL, ActorExited
 from ..actors.message import Request
 from ..actors.reference import Ref
 from .layer import Applied, Limits
+from .mountplan import Plan
 from .mounts import Mount
 from .snapshotter import Usage
 from .worker import decode_length, encode_frame
@@ -45,6 +46,7 @@ GONE_WITHIN_S = 2.0
 APPLY_WITHIN_S = 3600.0
 TREE_WITHIN_S = 600.0
 QUICK_WITHIN_S = 60.0
+ACTIVATE_WITHIN_S = 120.0
 
 PIPE_BYTES = 1 << 20
 
@@ -324,6 +326,39 @@ class Workers:
     async def unmount(self, target: Path, within_s: float = QUICK_WITHIN_S) -> None:
         """Take every mount off a directory."""
         await self.run({"do": "unmount", "target": str(target)}, within_s)
+
+    async def activate(
+        self,
+        plan: Plan,
+        directory: Path,
+        roots: Sequence[Path],
+        within_s: float = ACTIVATE_WITHIN_S,
+    ) -> Sequence[int]:
+        """Make an activation's mounts, all or none; when each was made (ns)."""
+        answer = await self.run(
+            {
+                "do": "activate",
+                "directory": str(directory),
+                "roots": [str(root) for root in roots],
+                "steps": [step.to_record() for step in plan.steps],
+                "makings": [making.to_record() for making in plan.makings],
+            },
+            within_s,
+        )
+        mounted_at: Sequence[int] = answer["mounted_at"]
+        return mounted_at
+
+    async def deactivate(self, directory: Path, within_s: float = QUICK_WITHIN_S) -> None:
+        """Take off what stands in an activation's directory, and remove it."""
+        await self.run({"do": "deactivate", "directory": str(directory)}, within_s)
+
+    async def standing(
+        self, points: Sequence[Sequence[str]], within_s: float = QUICK_WITHIN_S
+    ) -> Sequence[bool]:
+        """For each list of mount points, whether something of ours stands at all of them."""
+        job = {"do": "standing", "points": [list(each) for each in points]}
+        standing: Sequence[bool] = (await self.run(job, within_s))["standing"]
+        return standing
 
 
 async def _pump(read_fd: int, write: Callable[[bytes], Awaitable[object]]) -> None:

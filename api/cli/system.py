@@ -12,7 +12,8 @@ from google.protobuf.empty_pb2 import Empty
 
 from ...actors.errors import FailedPrecondition
 from ...runtime import vault
-from ..config import load
+from ...storage.mountjobs import take_off
+from ..config import MOUNTS_NAME, load
 from ..identity import REVISION, VERSION
 from ..proto.services import admin_pb2, version_pb2
 from ..rootlock import root_lock
@@ -125,7 +126,8 @@ def teardown(config_path: Path | None, state: Path | None, force: bool) -> None:
     """Remove what the kernel keeps for Holdfast, before it is uninstalled.
 
     That is a mount namespace, bound in the state directory, with the exits and the unread output
-    of containers; what containers have in it is lost. Refused while a daemon runs.
+    of containers, and the mounts that clients had activated; what is in them is lost. Refused while
+    a daemon runs.
     """
     config = load(config_path, {"state": state.absolute() if state else None})
     with root_lock(config.root):
@@ -133,7 +135,12 @@ def teardown(config_path: Path | None, state: Path | None, force: bool) -> None:
         if kept and not force:
             bundles = sorted({pin.partition("/")[0].replace(",", "/") for pin in kept})
             raise FailedPrecondition(f"pinned for {', '.join(bundles)}; --force gives it up")
-        say("removed" if vault.teardown(str(config.state)) else "nothing is kept")
+        mounts = sorted((config.state / MOUNTS_NAME).glob("*"))
+        if mounts and not force:
+            raise FailedPrecondition(f"{len(mounts)} mounts are active; --force gives them up")
+        for directory in mounts:
+            take_off(directory)
+        say("removed" if vault.teardown(str(config.state)) or mounts else "nothing is kept")
 
 
 @click.command(name="kill-actor", hidden=True)

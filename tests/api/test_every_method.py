@@ -45,10 +45,6 @@ OPEN = frozenset(
         "containerd.services.streaming.v1.Streaming/Stream",
         "containerd.services.transfer.v1.Transfer/Transfer",
         *(
-            f"containerd.services.mounts.v1.Mounts/{name}"
-            for name in FACTS["containerd.services.mounts.v1.Mounts"]
-        ),
-        *(
             f"containerd.services.sandbox.v1.Store/{name}"
             for name in FACTS["containerd.services.sandbox.v1.Store"]
         ),
@@ -59,7 +55,13 @@ OPEN = frozenset(
     }
 )
 # Where an empty request means something that containerd too answers with UNIMPLEMENTED.
-MINIMAL: Mapping[str, Mapping[str, Any]] = {}
+MINIMAL: Mapping[str, Mapping[str, Any]] = {
+    "containerd.services.mounts.v1.Mounts/Activate": {
+        "name": "every",
+        "mounts": [{"type": "tmpfs", "source": "none"}],
+        "temporary": True,
+    },
+}
 
 # A stream of what is to come.
 ENDLESS = {"containerd.services.events.v1.Events/Subscribe"}
@@ -76,8 +78,10 @@ PATHS = sorted(f"{service}/{method}" for service, methods in SERVED.items() for 
 @pytest.fixture
 async def address(tmp_path: Path) -> AsyncIterator[Path]:
     config = embedded(tmp_path / "root", tmp_path / "state", {})
-    async with open_host(replace(config, address=str(tmp_path / "sock")), serving):
+    async with open_host(replace(config, address=str(tmp_path / "sock")), serving) as host:
         yield tmp_path / "sock"
+        for each in host.activations.list("every"):
+            await host.activations.deactivate("every", each.name)
 
 
 for each in proto_files(SOURCE):  # those of services that nobody serves yet too
