@@ -38,6 +38,7 @@ from ..runtime.oci import find_program
 from ..runtime.records import task_name
 from ..runtime.restartpolicy import STATUS
 from ..runtime.restarts import Restarts
+from ..runtime.sandboxes import Sandboxes
 from ..runtime.shims import spawn_shim
 from ..runtime.stdio import Stdio
 from ..runtime.taskfaults import TaskFaults
@@ -59,6 +60,7 @@ from ..storage.namespaces import Namespaces
 from ..storage.native import Native
 from ..storage.overlay import Overlay
 from ..storage.remotesnapshots import RemoteSnapshots
+from ..storage.sandboxes import SandboxStore
 from ..storage.snapshotfaults import SnapshotFaults
 from ..storage.snapshots import Driver, Snapshots
 from ..storage.snapshotter import Mount, Snapshotter, find_snapshotter
@@ -123,6 +125,7 @@ class Host:
     events: EventLog
     namespaces: Namespaces
     containers: Containers
+    sandbox_store: SandboxStore
     images: Images
     leases: Leases
     content: ContentStore
@@ -135,6 +138,7 @@ class Host:
     transfers: Transfers
     ground: Ground
     tasks: Tasks
+    sandboxes: Sandboxes
     launcher: Launcher
     restarts: ChildSpec
     start_task: StartChild
@@ -329,6 +333,7 @@ class Host:
         self.root.exit(KILL)
         await self.workers.close()
         self.tasks.close()
+        self.sandboxes.close()
 
     def tree(self) -> Node:
         """The live tree as data, as it is at this moment."""
@@ -466,6 +471,7 @@ async def build(config: Config, system: System, store: Store, *, serves: bool = 
         events=store.events,
         namespaces=Namespaces(store),
         containers=containers,
+        sandbox_store=SandboxStore(store),
         images=images,
         leases=leases,
         content=content,
@@ -484,6 +490,7 @@ async def build(config: Config, system: System, store: Store, *, serves: bool = 
         ),
         ground=ground,
         tasks=tasks,
+        sandboxes=Sandboxes(ground, start_task, start_exec),
         launcher=Launcher(
             images,
             containers,

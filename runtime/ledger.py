@@ -5,8 +5,9 @@ and then nothing has changed. The order of the events follows from the order of 
 the one actor of each process gives: created, started, exited, deleted.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from ..actors.errors import AlreadyExists
 from ..storage.transaction import Transaction
@@ -21,6 +22,7 @@ from .records import (
     TaskRecord,
     exit_event,
     process_key,
+    sandbox_of,
     stdio_to_record,
     timestamp,
 )
@@ -76,7 +78,7 @@ def task_created(record: TaskRecord) -> Job:
             "checkpoint": "",
             "pid": record.pid,
         }
-        tx.emit(record.namespace, "/tasks/create", "containerd.events.TaskCreate", payload)
+        _tell(tx, record.namespace, "/tasks/create", "containerd.events.TaskCreate", payload)
 
     return job
 
@@ -87,7 +89,7 @@ def task_started(record: TaskRecord) -> Job:
     def job(tx: Transaction) -> None:
         put_task(record, tx)
         payload = {"container_id": record.id, "pid": record.pid}
-        tx.emit(record.namespace, "/tasks/start", "containerd.events.TaskStart", payload)
+        _tell(tx, record.namespace, "/tasks/start", "containerd.events.TaskStart", payload)
 
     return job
 
@@ -107,7 +109,7 @@ def task_paused(record: TaskRecord) -> Job:
     def job(tx: Transaction) -> None:
         put_task(record, tx)
         payload = {"container_id": record.id}
-        tx.emit(record.namespace, "/tasks/paused", "containerd.events.TaskPaused", payload)
+        _tell(tx, record.namespace, "/tasks/paused", "containerd.events.TaskPaused", payload)
 
     return job
 
@@ -118,7 +120,7 @@ def task_resumed(record: TaskRecord) -> Job:
     def job(tx: Transaction) -> None:
         put_task(record, tx)
         payload = {"container_id": record.id}
-        tx.emit(record.namespace, "/tasks/resumed", "containerd.events.TaskResumed", payload)
+        _tell(tx, record.namespace, "/tasks/resumed", "containerd.events.TaskResumed", payload)
 
     return job
 
@@ -129,7 +131,7 @@ def task_out_of_memory(record: TaskRecord) -> Job:
     def job(tx: Transaction) -> None:
         put_task(record, tx)
         payload = {"container_id": record.id}
-        tx.emit(record.namespace, OOM_TOPIC, OOM_TYPE, payload)
+        _tell(tx, record.namespace, OOM_TOPIC, OOM_TYPE, payload)
 
     return job
 
@@ -171,7 +173,7 @@ def task_deleted(record: TaskRecord) -> Job:
             "exit_status": exit.status,
             "exited_at": timestamp(exit.exited_at_ns),
         }
-        tx.emit(record.namespace, "/tasks/delete", "containerd.events.TaskDelete", payload)
+        _tell(tx, record.namespace, "/tasks/delete", "containerd.events.TaskDelete", payload)
 
     return job
 
@@ -184,7 +186,7 @@ def exec_added(record: ExecRecord) -> Job:
             raise AlreadyExists(f"id {record.id}: already exists")
         put_exec(record, tx)
         payload = {"container_id": record.task_id, "exec_id": record.id}
-        tx.emit(record.namespace, "/tasks/exec-added", "containerd.events.TaskExecAdded", payload)
+        _tell(tx, record.namespace, "/tasks/exec-added", "containerd.events.TaskExecAdded", payload)
 
     return job
 
@@ -196,7 +198,7 @@ def exec_started(record: ExecRecord) -> Job:
         put_exec(record, tx)
         payload = {"container_id": record.task_id, "exec_id": record.id, "pid": record.pid}
         topic, kind = "/tasks/exec-started", "containerd.events.TaskExecStarted"
-        tx.emit(record.namespace, topic, kind, payload)
+        _tell(tx, record.namespace, topic, kind, payload)
 
     return job
 
@@ -212,7 +214,7 @@ def exec_exited(record: ExecRecord) -> Job:
             return
         put_exec(record, tx)
         payload = exit_event(record.task_id, record.id, exit)
-        tx.emit(record.namespace, EXIT_TOPIC, EXIT_TYPE, payload)
+        _tell(tx, record.namespace, EXIT_TOPIC, EXIT_TYPE, payload)
 
     return job
 
@@ -227,12 +229,31 @@ def exec_deleted(record: ExecRecord) -> Job:
     return job
 
 
+# What a sandbox's task tells, and under which name; of all else containerd tells nobody.
+SANDBOX_TOPICS = {
+    "/tasks/create": ("/sandboxes/create", "containerd.events.SandboxCreate"),
+    "/tasks/start": ("/sandboxes/start", "containerd.events.SandboxStart"),
+    "/tasks/exit": ("/sandboxes/exit", "containerd.events.SandboxExit"),
+}
+
+
+def _tell(
+    tx: Transaction, namespace: str, topic: str, kind: str, payload: Mapping[str, Any]
+) -> None:
+    sandbox_id = sandbox_of(str(payload["container_id"]))
+    if not sandbox_id:
+        tx.emit(namespace, topic, kind, payload)
+    elif topic in SANDBOX_TOPICS:
+        told = {key: payload[key] for key in ("exit_status", "exited_at") if key in payload}
+        tx.emit(namespace, *SANDBOX_TOPICS[topic], {"sandbox_id": sandbox_id, **told})
+
+
 def _put_task_exit(record: TaskRecord, tx: Transaction) -> None:
     assert record.exit is not None
     if _put_exit(record.namespace, process_key(record.id), record.exit, tx):
         put_task(replace(record, state=State.STOPPED), tx)
         payload = exit_event(record.id, record.id, record.exit)
-        tx.emit(record.namespace, EXIT_TOPIC, EXIT_TYPE, payload)
+        _tell(tx, record.namespace, EXIT_TOPIC, EXIT_TYPE, payload)
 
 
 def _put_exit(namespace: str, key: str, exit: ExitRecord, tx: Transaction) -> bool:

@@ -22,6 +22,7 @@ EXEC = "exec"
 EXIT = "exit"
 
 STATUS_LOST = 255
+SANDBOX_MARK = "_"
 
 
 class State(StrEnum):
@@ -207,6 +208,16 @@ def task_name(namespace: str, id: str) -> str:
 def exec_name(namespace: str, task_id: str, id: str) -> str:
     """The name under which an exec's actor is found."""
     return f"exec:{namespace}/{task_id}/{id}"
+
+
+def sandbox_task(sandbox_id: str) -> str:
+    """The id of the task that a sandbox is. No identifier ends so: no container's task has it."""
+    return sandbox_id + SANDBOX_MARK
+
+
+def sandbox_of(task_id: str) -> str:
+    """The sandbox that a task is; "" for a container's."""
+    return task_id.removesuffix(SANDBOX_MARK) if task_id.endswith(SANDBOX_MARK) else ""
 
 
 def process_key(task_id: str, exec_id: str = "") -> str:

@@ -27,6 +27,7 @@ from ..actors.errors import (
     AlreadyExists,
     DataLoss,
     DeadlineExceeded,
+    FailedPrecondition,
     InvalidArgument,
     NotFound,
     Refusal,
@@ -56,8 +57,11 @@ from .records import (
     State,
     TaskRecord,
     process_key,
+    sandbox_of,
+    sandbox_task,
     task_name,
 )
+from .sandboxspec import join_sandbox
 from .shimclient import OutOfMemory
 from .shimverbs import Shim
 from .stdio import Stdio
@@ -111,6 +115,9 @@ class Container(Protocol):
     @property
     def runtime(self) -> Runtime: ...
 
+    @property
+    def sandbox(self) -> str: ...
+
 
 class ContainerSource(Protocol):
     """Where containers are looked up; raises containerd's NotFound."""
@@ -160,8 +167,11 @@ class Tasks:
         containers: ContainerSource,
         start_task: StartChild,
         start_exec: StartChild,
+        *,
+        sandboxes: bool = False,
     ) -> None:
         self._ground = ground
+        self._sandboxes = sandboxes
         self._store = ground.store
         self._containers = containers
         self._start_task = start_task
@@ -183,12 +193,16 @@ class Tasks:
         stdio: Stdio | None = None,
         options: Mapping[str, Any] | None = None,
         runtime: str = "",
+        *,
+        config: bytes | None = None,
     ) -> int:
         """Make the task, created and not started; its pid. The intent is on disk first.
 
-        `runtime` replaces the one of the container's record. The options are for it.
+        `runtime` replaces the one of the container's record. The options are for it. The spec is
+        the container's, unless `config` is one; a container of a sandbox joins it.
         """
-        config = self._spec(namespace, id)
+        if config is None:
+            config = await self._spec(namespace, id)
         await self._check_stdio(stdio)
         runtime = runtime or self._containers.get(namespace, id).runtime.name
         await self._ground.check_runtime(runtime)
@@ -393,12 +407,25 @@ class Tasks:
     def _shim_within_s(self) -> float:
         return self._ground.limits.shim_within_s
 
-    def _spec(self, namespace: str, id: str) -> bytes:
-        spec = self._containers.get(namespace, id).spec
+    async def _spec(self, namespace: str, id: str) -> bytes:
+        container = self._containers.get(namespace, id)
+        spec = container.spec
         if spec is None or not spec.value:
             raise InvalidArgument(f"container {id} has no spec: invalid argument")
-        parse_config(spec.value)
-        return spec.value
+        config = parse_config(spec.value)
+        if not container.sandbox:
+            return spec.value
+        pid = self._sandbox_pid(namespace, container.sandbox)
+        return await trio.to_thread.run_sync(join_sandbox, config, pid)
+
+    def _sandbox_pid(self, namespace: str, sandbox_id: str) -> int:
+        found = self._store.get(TASK, namespace, sandbox_task(sandbox_id))
+        if found is None:
+            raise NotFound(f"can't find sandbox {sandbox_id}: not found")
+        record = TaskRecord.from_record(namespace, sandbox_id, found)
+        if record.state is not State.RUNNING:
+            raise FailedPrecondition(f"sandbox {sandbox_id} is not running: {record.state}")
+        return record.pid
 
     async def _check_stdio(self, stdio: Stdio | None) -> None:
         """Refuse log URIs that make no sense, and programs that may not be run."""
@@ -423,6 +450,8 @@ class Tasks:
 
     def _tasks(self, namespace: str) -> Iterator[TaskRecord]:
         for row in self._store.scan(TASK, namespace):
+            if bool(sandbox_of(row.key)) is not self._sandboxes:
+                continue
             try:
                 record = TaskRecord.from_record(namespace, row.key, row.value)
             except DataLoss:

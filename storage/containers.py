@@ -241,9 +241,9 @@ def container_from_record(container_id: str, record: Record) -> Container:
         id=container_id,
         runtime=Runtime(
             name=record["runtime"]["name"],
-            options=_opaque(record["runtime"]["options"]),
+            options=opaque_from(record["runtime"]["options"]),
         ),
-        spec=_opaque(record["spec"]),
+        spec=opaque_from(record["spec"]),
         labels=record["labels"],
         image=record["image"],
         snapshotter=record["snapshotter"],
@@ -261,31 +261,33 @@ def container_from_record(container_id: str, record: Record) -> Container:
 def _to_record(container: Container) -> Record:
     runtime = container.runtime
     return {
-        "runtime": {"name": runtime.name, "options": _plain(runtime.options)},
-        "spec": _plain(container.spec),
+        "runtime": {"name": runtime.name, "options": opaque_to(runtime.options)},
+        "spec": opaque_to(container.spec),
         "labels": dict(container.labels),
         "image": container.image,
         "snapshotter": container.snapshotter,
         "snapshot_key": container.snapshot_key,
-        "extensions": {key: _plain(one) for key, one in container.extensions.items()},
+        "extensions": {key: opaque_to(one) for key, one in container.extensions.items()},
         "sandbox": container.sandbox,
         "created_at": container.created_at,
         "updated_at": container.updated_at,
     }
 
 
-def _opaque(record: Record | None) -> Opaque | None:
+def opaque_from(record: Record | None) -> Opaque | None:
+    """What `opaque_to` gave."""
     return None if record is None else Opaque(type_url=record["type_url"], value=record["value"])
 
 
-def _plain(opaque: Opaque | None) -> dict[str, object] | None:
+def opaque_to(opaque: Opaque | None) -> dict[str, object] | None:
+    """As plain values, for a record."""
     return None if opaque is None else {"type_url": opaque.type_url, "value": opaque.value}
 
 
 def _emit_create(tx: Transaction, namespace: str, container: Container) -> None:
     runtime: dict[str, object] = {"name": container.runtime.name}
     if container.runtime.options is not None:
-        runtime["options"] = _plain(container.runtime.options)
+        runtime["options"] = opaque_to(container.runtime.options)
     tx.emit(
         namespace,
         "/containers/create",

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import Message
 
 from ...actors.errors import InvalidArgument
 from ...storage.containers import Container, Containers, Opaque, Runtime
@@ -75,9 +76,9 @@ def to_message(container: Container) -> pb.Container:
         labels=dict(container.labels),
         image=container.image,
         runtime=pb.Container.Runtime(
-            name=container.runtime.name, options=_any(container.runtime.options)
+            name=container.runtime.name, options=any_to(container.runtime.options)
         ),
-        spec=_any(container.spec),
+        spec=any_to(container.spec),
         snapshotter=container.snapshotter,
         snapshot_key=container.snapshot_key,
         created_at=timestamp(container.created_at),
@@ -95,8 +96,8 @@ def from_message(message: pb.Container) -> Container:
         id=message.id,
         labels=dict(message.labels),
         image=message.image,
-        runtime=Runtime(name=message.runtime.name, options=_opaque(message.runtime, "options")),
-        spec=_opaque(message, "spec"),
+        runtime=Runtime(name=message.runtime.name, options=opaque_in(message.runtime, "options")),
+        spec=opaque_in(message, "spec"),
         snapshotter=message.snapshotter,
         snapshot_key=message.snapshot_key,
         extensions={
@@ -107,11 +108,11 @@ def from_message(message: pb.Container) -> Container:
     )
 
 
-def _any(opaque: Opaque | None) -> AnyMessage | None:
+def any_to(opaque: Opaque | None) -> AnyMessage | None:
     return None if opaque is None else AnyMessage(type_url=opaque.type_url, value=opaque.value)
 
 
-def _opaque(message: pb.Container | pb.Container.Runtime, field: str) -> Opaque | None:
+def opaque_in(message: Message, field: str) -> Opaque | None:
     if not message.HasField(field):
         return None
     value: AnyMessage = getattr(message, field)

@@ -44,14 +44,6 @@ OPEN = frozenset(
         "containerd.services.diff.v1.Diff/Diff",
         "containerd.services.streaming.v1.Streaming/Stream",
         "containerd.services.transfer.v1.Transfer/Transfer",
-        *(
-            f"containerd.services.sandbox.v1.Store/{name}"
-            for name in FACTS["containerd.services.sandbox.v1.Store"]
-        ),
-        *(
-            f"containerd.services.sandbox.v1.Controller/{name}"
-            for name in FACTS["containerd.services.sandbox.v1.Controller"]
-        ),
     }
 )
 # Where an empty request means something that containerd too answers with UNIMPLEMENTED.
