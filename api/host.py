@@ -130,6 +130,8 @@ class Host:
     leases: Leases
     content: ContentStore
     snapshotters: Mapping[str, Snapshots | RemoteSnapshots]
+    absent: Mapping[str, Refusal]
+    """Why a snapshotter that we have a driver for does not work here."""
     activations: Activations
     workers: Workers
     collector: Collector
@@ -416,9 +418,12 @@ async def build(config: Config, system: System, store: Store, *, serves: bool = 
     """The rooms' verbs over one store, before anything runs. `serves`: it will have sockets."""
     workers = Workers(config.workers, spawn=partial(_spawn, system, WORKERS, Worker))
     drivers: list[Driver] = [Native(workers)]
-    overlay = await Overlay.probe(config.root)
-    if overlay is not None:
-        drivers.insert(0, overlay)
+    absent: dict[str, Refusal] = {}
+    match await Overlay.probe(config.root):
+        case Overlay() as overlay:
+            drivers.insert(0, overlay)
+        case refusal:
+            absent[Overlay.name] = refusal
     own = [Snapshots(store, driver, config.root / driver.name, workers) for driver in drivers]
     host_uuid = lasting_uuid(config.root)
     snapshotters: dict[str, Snapshots | RemoteSnapshots] = {one.name: one for one in own}
@@ -476,6 +481,7 @@ async def build(config: Config, system: System, store: Store, *, serves: bool = 
         leases=leases,
         content=content,
         snapshotters=snapshotters,
+        absent=absent,
         activations=activations,
         workers=workers,
         collector=collector,

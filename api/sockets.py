@@ -46,6 +46,9 @@ Serve = Callable[[trio.SocketListener], Awaitable[None]]
 """Answers whoever connects, until cancelled."""
 
 MODE = 0o660
+# Packages of services that are made last, for they tell of all.
+INTROSPECTION = "containerd.services.introspection.v1"
+HEALTH = "grpc.health.v1"
 TTRPC_SUFFIX = ".ttrpc"
 DRAIN_WITHIN_S = 1.0
 
@@ -74,11 +77,15 @@ def services(host: Host) -> Sequence[Service]:
         events.service(host.events, Missed(host.store)),
         streaming.service(streams),
         transfer.service(host.transfers, streams),
-        introspection.service(host.uuid, str(host.config.opt)),
         admin.service(host),
     ]
-    names = frozenset(path.split("/")[1] for service in offered for path in service)
-    return [*offered, health.service(names)]
+    packages = {name.rpartition(".")[0] for name in _names(offered)}
+    offered.append(introspection.service(host, packages | {INTROSPECTION, HEALTH}))
+    return [*offered, health.service(_names(offered))]
+
+
+def _names(offered: Sequence[Service]) -> frozenset[str]:
+    return frozenset(path.split("/")[1] for service in offered for path in service)
 
 
 class Sockets(Actor):

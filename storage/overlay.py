@@ -15,6 +15,7 @@ from pathlib import Path
 import trio
 
 from ..actors import failpoints
+from ..actors.errors import FailedPrecondition
 from .mounts import Mount, escape_path
 from .snapshotter import Kind
 from .worker import do_probe
@@ -34,15 +35,15 @@ class Overlay:
         )
 
     @classmethod
-    async def probe(cls, root: Path) -> "Overlay | None":
-        """The driver fit for this directory; None where overlayfs does not work.
+    async def probe(cls, root: Path) -> "Overlay | FailedPrecondition":
+        """The driver fit for this directory, or why overlayfs does not work there.
 
         In a thread: a worker process would take longer to start than everything else at boot.
         """
         found = await trio.to_thread.run_sync(do_probe, {"path": str(root / "probe")})
-        works, user_attributes = found["overlay"], found["userxattr"]
-        if not works:
-            return None
+        user_attributes = found["userxattr"]
+        if found["reason"]:
+            return FailedPrecondition(f"overlayfs on {root}: {found['reason']}: skip plugin")
         index_off = await trio.to_thread.run_sync(_INDEX.exists)
         return cls(index_off=index_off, user_attributes=user_attributes)
 

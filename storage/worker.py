@@ -257,7 +257,7 @@ def do_unmount(job: Job) -> Mapping[str, Any]:
 
 
 def do_probe(job: Job) -> Mapping[str, Any]:
-    """Try an overlay in a directory: whether it works, and whether it needs `userxattr`."""
+    """Try an overlay in a directory: why it does not work, and whether it needs `userxattr`."""
     root = Path(job["path"])
     for name in ("lower", "upper", "work"):
         (root / name).mkdir(parents=True, exist_ok=True)
@@ -271,14 +271,14 @@ def do_probe(job: Job) -> Mapping[str, Any]:
     user_attributes = not _has_trusted(root / "upper")
     if user_attributes:
         options = ("userxattr", *options)
-    works = True
+    reason = ""
     try:
         with detached([Mount(type="overlay", source="overlay", options=options)]) as fd:
             os.mkdir("probe", dir_fd=fd)
-    except OSError:
-        works = False
+    except OSError as error:
+        reason = str(error)
     do_remove({"path": str(root)})
-    return {"overlay": works, "userxattr": user_attributes}
+    return {"reason": reason, "userxattr": user_attributes}
 
 
 def _has_trusted(path: Path) -> bool:

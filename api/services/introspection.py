@@ -1,91 +1,61 @@
 """containerd.services.introspection.v1: the parts of the daemon, and who it is."""
 
 import os
-import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
+import trio
+from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
 
-from ...actors.errors import NotFound
+from ...actors.errors import FailedPrecondition, NotFound, Unimplemented
+from ...runtime.features import read_features
 from ...storage.filters import compile_filters
+from ...storage.platform import host as host_platform
+from ..anys import type_name
 from ..grpc.call import Context
 from ..grpc.service import Service, implement
+from ..host import Host
+from ..identity import REVISION, VERSION
+from ..plugins import RUNTIME, Plugin, plugins_of
+from ..proto import types_pb2 as types
+from ..proto.rpc_status_pb2 import Status
 from ..proto.services import introspection_pb2 as pb
-from ..proto.types_pb2 import Platform
+from ..runcoptions import runc_options
+from ..status import code_of
+
+FEATURES_URL = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
+RUNTIME_NAME = "io.containerd.runc.v2"
+"""Under which name containerd's clients ask for a container's runtime."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plugin:
-    """A part as containerd's clients look for it: type, id, whether it is tied to the platform."""
-
-    type: str
-    id: str
-    native: bool = False
-
-
-# What clients ask for before they use it. containerd's names, for what Holdfast has.
-PLUGINS: Sequence[Plugin] = (
-    Plugin("io.containerd.content.v1", "content"),
-    Plugin("io.containerd.snapshotter.v1", "native", native=True),
-    Plugin("io.containerd.snapshotter.v1", "overlayfs", native=True),
-    Plugin("io.containerd.metadata.v1", "bolt"),
-    Plugin("io.containerd.differ.v1", "walking", native=True),
-    Plugin("io.containerd.event.v1", "exchange"),
-    Plugin("io.containerd.gc.v1", "scheduler"),
-    Plugin("io.containerd.service.v1", "introspection-service"),
-    Plugin("io.containerd.service.v1", "containers-service"),
-    Plugin("io.containerd.service.v1", "content-service"),
-    Plugin("io.containerd.service.v1", "diff-service"),
-    Plugin("io.containerd.service.v1", "images-service"),
-    Plugin("io.containerd.service.v1", "leases-service"),
-    Plugin("io.containerd.service.v1", "namespaces-service"),
-    Plugin("io.containerd.service.v1", "snapshots-service"),
-    Plugin("io.containerd.runtime.v2", "task", native=True),
-    Plugin("io.containerd.service.v1", "tasks-service"),
-    Plugin("io.containerd.internal.v1", "opt"),
-    Plugin("io.containerd.grpc.v1", "introspection"),
-    Plugin("io.containerd.grpc.v1", "containers"),
-    Plugin("io.containerd.grpc.v1", "content"),
-    Plugin("io.containerd.grpc.v1", "diff"),
-    Plugin("io.containerd.grpc.v1", "events"),
-    Plugin("io.containerd.grpc.v1", "healthcheck"),
-    Plugin("io.containerd.grpc.v1", "images"),
-    Plugin("io.containerd.grpc.v1", "leases"),
-    Plugin("io.containerd.grpc.v1", "namespaces"),
-    Plugin("io.containerd.grpc.v1", "snapshots"),
-    Plugin("io.containerd.grpc.v1", "tasks"),
-    Plugin("io.containerd.streaming.v1", "manager"),
-    Plugin("io.containerd.transfer.v1", "local"),
-    Plugin("io.containerd.grpc.v1", "streaming"),
-    Plugin("io.containerd.grpc.v1", "transfer"),
-    Plugin("io.containerd.grpc.v1", "version"),
-)
-ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-
-
-def service(uuid: str, opt: str) -> Service:
-    """The service of a daemon with this lasting identity; images install programs into `opt`."""
+def service(host: Host, packages: Collection[str]) -> Service:
+    """The service of a host that serves these packages."""
     pid_namespace = Path("/proc/self/ns/pid").stat().st_ino
+    every = plugins_of(host, packages)
 
     async def plugins(request: pb.PluginsRequest, _: Context) -> pb.PluginsResponse:
         accepts = compile_filters(list(request.filters))
-        found = [p for p in PLUGINS if accepts(partial(_field, p))]
-        return pb.PluginsResponse(plugins=[message(plugin) for plugin in found])
-
-    def message(plugin: Plugin) -> pb.Plugin:
-        return to_message(plugin, {"path": opt} if plugin.id == "opt" else {})
+        found = [plugin for plugin in every if accepts(partial(_field, plugin))]
+        return pb.PluginsResponse(plugins=[to_message(plugin) for plugin in found])
 
     async def server(_request: Empty, _: Context) -> pb.ServerResponse:
-        return pb.ServerResponse(uuid=uuid, pid=os.getpid(), pidns=pid_namespace)
+        # Nothing that clients may use is on its way out: there are no deprecations to tell.
+        return pb.ServerResponse(uuid=host.uuid, pid=os.getpid(), pidns=pid_namespace)
 
     async def plugin_info(request: pb.PluginInfoRequest, _: Context) -> pb.PluginInfoResponse:
-        for plugin in PLUGINS:
+        for plugin in every:
             if (plugin.type, plugin.id) == (request.type, request.id):
-                return pb.PluginInfoResponse(plugin=message(plugin))
-        raise NotFound(f"plugin {request.type}.{request.id}: not found")
+                break
+        else:
+            raise NotFound(f"plugin {request.type}.{request.id} not found: not found")
+        answer = pb.PluginInfoResponse(plugin=to_message(plugin))
+        if request.HasField("options"):
+            info = await _extra(plugin, request.options)
+            name = types.RuntimeInfo.DESCRIPTOR.full_name
+            answer.extra.CopyFrom(AnyMessage(type_url=name, value=info.SerializeToString()))
+        return answer
 
     return implement(
         pb.DESCRIPTOR.services_by_name["Introspection"],
@@ -93,18 +63,50 @@ def service(uuid: str, opt: str) -> Service:
     )
 
 
-def to_message(plugin: Plugin, exports: Mapping[str, str]) -> pb.Plugin:
-    machine = platform.machine()
-    here = Platform(os="linux", architecture=ARCHITECTURES.get(machine, machine))
-    platforms = [here] if plugin.native else []
-    return pb.Plugin(type=plugin.type, id=plugin.id, platforms=platforms, exports=exports)
+async def _extra(plugin: Plugin, options: AnyMessage) -> types.RuntimeInfo:
+    """What a part tells of itself when it is asked with options."""
+    if plugin.fault is not None:
+        raise FailedPrecondition(
+            "cannot get extra info, plugin not successfully loaded: failed precondition"
+        )
+    if plugin.type != RUNTIME:
+        raise Unimplemented("plugin does not provided extra information: not implemented")
+    if type_name(options.type_url) != types.RuntimeRequest.DESCRIPTOR.full_name:
+        raise Unimplemented(f"unknown request type {options.type_url}: not implemented")
+    request = types.RuntimeRequest.FromString(options.value)
+    if request.runtime_path not in ("", RUNTIME_NAME):
+        raise NotFound(f"failed to resolve runtime path: {request.runtime_path}: not found")
+    wanted = runc_options(request.options) if request.HasField("options") else {}
+    features = await trio.to_thread.run_sync(read_features, wanted.get("binary_name", ""))
+    return types.RuntimeInfo(
+        name=RUNTIME_NAME,
+        version=types.RuntimeVersion(version=VERSION, revision=REVISION),
+        options=request.options if request.HasField("options") else None,
+        features=AnyMessage(type_url=FEATURES_URL, value=features) if features else None,
+    )
+
+
+def to_message(plugin: Plugin) -> pb.Plugin:
+    here = host_platform()
+    platform = types.Platform(os=here.os, architecture=here.architecture, variant=here.variant)
+    fault = plugin.fault
+    status = Status(code=int(code_of(type(fault))), message=str(fault)) if fault else None
+    return pb.Plugin(
+        type=plugin.type,
+        id=plugin.id,
+        requires=list(plugin.requires),
+        platforms=[platform] if plugin.native else [],
+        exports=dict(plugin.exports),
+        capabilities=list(plugin.capabilities),
+        init_err=status,
+    )
 
 
 def _field(plugin: Plugin, path: Sequence[str]) -> tuple[str, bool]:
     match path:
-        case ["type"]:
+        case ["type", *_]:
             return plugin.type, True
-        case ["id"]:
+        case ["id", *_]:
             return plugin.id, True
         case _:
             return "", False
