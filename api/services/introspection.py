@@ -76,7 +76,7 @@ async def _extra(plugin: Plugin, options: AnyMessage) -> types.RuntimeInfo:
     request = types.RuntimeRequest.FromString(options.value)
     if request.runtime_path not in ("", RUNTIME_NAME):
         raise NotFound(f"failed to resolve runtime path: {request.runtime_path}: not found")
-    wanted = runc_options(request.options) if request.HasField("options") else {}
+    wanted = runc_options(request.options)
     features = await trio.to_thread.run_sync(read_features, wanted.get("binary_name", ""))
     return types.RuntimeInfo(
         name=RUNTIME_NAME,

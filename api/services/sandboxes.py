@@ -15,9 +15,9 @@ from ..grpc.call import Context
 from ..grpc.service import Service, implement
 from ..proto import types_pb2 as types
 from ..proto.services import sandbox_pb2 as pb
+from ..runcoptions import runc_options
 from ..types import mounts_from
 from .containers import any_to, opaque_in
-from ..runcoptions import runc_options
 from .tasks import metric_to
 
 SANDBOXER = "shim"

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from holdfast.api.proto import types_pb2 as types
 from holdfast.api.proto.services import leases_pb2
 from holdfast.api.proto.services import mounts_pb2 as pb
 from holdfast.api.status import CallFailed
+from holdfast.storage.mountjobs import take_off
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from bench.daemons import Daemon, running
@@ -29,6 +30,14 @@ pytestmark = pytest.mark.root
 MOUNTS = "/containerd.services.mounts.v1.Mounts/"
 LEASES = "/containerd.services.leases.v1.Leases/"
 NAME = "disk"
+
+
+@pytest.fixture(autouse=True)
+def given_back(tmp_path: Path) -> Iterator[None]:
+    """Whatever a test that failed has left."""
+    yield
+    for directory in (tmp_path / "state/mounts").glob("*"):
+        take_off(directory)
 
 
 class Client:
