@@ -94,10 +94,11 @@ def standing(base: Path) -> list[str]:
     """What stands below a daemon's directory."""
     text = Path("/proc/self/mountinfo").read_text()
     found = [line.split()[4] for line in text.splitlines() if f"{base}/state/mounts" in line]
-    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
-        with suppress(OSError):
-            if path.read_text().startswith(f"{base}/"):
-                found.append(path.parts[3])
+    for name in os.listdir("/sys/block"):
+        with suppress(OSError):  # it is no loop device, or is one no longer
+            backing = Path("/sys/block", name, "loop/backing_file").read_text()
+            if backing.startswith(f"{base}/"):
+                found.append(name)
     return [*found, *os.listdir(base / "state/mounts")]
 
 

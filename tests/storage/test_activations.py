@@ -3,7 +3,7 @@
 import os
 import subprocess
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -80,12 +80,11 @@ class House:
 def devices(base: Path) -> list[str]:
     """The loop devices whose file lies below a directory."""
     found: list[str] = []
-    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
-        try:
-            if path.read_text().startswith(f"{base}/"):
-                found.append(path.parts[3])
-        except OSError:
-            continue
+    for name in os.listdir("/sys/block"):
+        with suppress(OSError):  # it is no loop device, or is one no longer
+            backing = Path("/sys/block", name, "loop/backing_file").read_text()
+            if backing.startswith(f"{base}/"):
+                found.append(name)
     return found
 
 
