@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import trio
 
-from ..actors.errors import AlreadyExists, NotFound, Refusal
+from ..actors.errors import AlreadyExists, DeadlineExceeded, NotFound, Refusal
 from ..storage.containers import Runtime
 from ..storage.labels import check_identifier, check_namespace, quoted
 from ..storage.mounts import Mount
@@ -33,7 +33,7 @@ from .bundle import CONFIG_NAME, ROOTFS_NAME, bundle_path, parse_config
 from .ground import Ground
 from .pause import pause_root
 from .records import sandbox_task
-from .sandboxspec import needs_root, sandbox_spec
+from .sandboxspec import needs_root, sandbox_spec, section
 from .tasks import Process, Spec, StartChild, TaskMetrics, Tasks
 
 STOP_WITHIN_S = 10.0
@@ -140,8 +140,13 @@ class Sandboxes:
             if self._require(namespace, id).status != "STOPPED":
                 with suppress(NotFound):  # it has just ended
                     await self._tasks.kill(namespace, task_id, "", SIGKILL, all=True)
-                with trio.fail_after(KILLED_WITHIN_S):
+                with trio.move_on_after(KILLED_WITHIN_S) as scope:
                     await self._tasks.wait(namespace, task_id)
+                if scope.cancelled_caught:
+                    text = (
+                        f"sandbox {quoted(id)}: still running {KILLED_WITHIN_S:g} s after SIGKILL"
+                    )
+                    raise DeadlineExceeded(text)
 
     async def wait(self, namespace: str, id: str) -> tuple[int, int]:
         """The status and the time (ns) of its process's end; waits for it, however long."""
@@ -181,7 +186,7 @@ class Sandboxes:
     async def update(self, namespace: str, id: str, spec: bytes) -> None:
         """Change its limits to those of an OCI spec; what else stands there is fixed."""
         self._require(namespace, id)
-        resources = parse_config(spec).get("linux", {}).get("resources")
+        resources = section(section(parse_config(spec), "linux"), "resources")
         if resources:
             text = json.dumps(resources).encode()
             await self._tasks.update(namespace, sandbox_task(id), text)

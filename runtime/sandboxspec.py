@@ -39,10 +39,10 @@ def sandbox_spec(
     `root` is the root filesystem for one that names none. Without a process it is the pause
     program; without namespaces it has its own network, ipc and uts.
     """
-    process = {"cwd": "/", "user": {"uid": 0, "gid": 0}, **_section(given, "process")}
+    process = {"cwd": "/", "user": {"uid": 0, "gid": 0}, **section(given, "process")}
     process["args"] = process.get("args") or [f"/{PAUSE}"]
-    linux = _section(given, "linux")
-    namespaces = [dict(each) for each in linux.get("namespaces") or ()]
+    linux = section(given, "linux")
+    namespaces = _namespaces(linux)
     if not namespaces:
         namespaces = [{"type": kind} for kind in OWN]
     kinds = {each.get("type") for each in namespaces}
@@ -55,9 +55,9 @@ def sandbox_spec(
         "ociVersion": OCI_VERSION,
         **given,
         "process": process,
-        "root": {"path": root, "readonly": True, **_section(given, "root")},
+        "root": {"path": root, "readonly": True, **section(given, "root")},
         "mounts": given.get("mounts") or MOUNTS,
-        "annotations": {**_section(given, "annotations"), **(annotations or {})},
+        "annotations": {**section(given, "annotations"), **(annotations or {})},
         "linux": {
             **linux,
             "namespaces": namespaces,
@@ -70,9 +70,9 @@ def sandbox_spec(
 def needs_root(given: Mapping[str, Any]) -> bool:
     """Whether the spec leaves the root filesystem to us. Refused when it has a process and no
     place for it."""
-    if _section(given, "root").get("path"):
+    if section(given, "root").get("path"):
         return False
-    if _section(given, "process").get("args"):
+    if section(given, "process").get("args"):
         raise InvalidArgument("the sandbox's process has no root filesystem: invalid argument")
     return True
 
@@ -80,8 +80,8 @@ def needs_root(given: Mapping[str, Any]) -> bool:
 def join_sandbox(config: Mapping[str, Any], pid: int, proc: Path = Path("/proc")) -> bytes:
     """The spec with the namespaces of the process `pid`, where it leaves them open and that
     process has its own. Blocks, though briefly."""
-    linux = _section(config, "linux")
-    namespaces = [dict(each) for each in linux.get("namespaces") or ()]
+    linux = section(config, "linux")
+    namespaces = _namespaces(linux)
     joined: set[str] = set()
     for kind, name in JOINED.items():
         path = proc / str(pid) / "ns" / name
@@ -99,10 +99,19 @@ def join_sandbox(config: Mapping[str, Any], pid: int, proc: Path = Path("/proc")
     return json.dumps({**rest, "linux": {**linux, "namespaces": namespaces}}).encode()
 
 
-def _section(spec: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _namespaces(linux: Mapping[str, Any]) -> list[dict[str, Any]]:
+    found: Any = linux.get("namespaces") or []
+    if not isinstance(found, list):
+        raise InvalidArgument("spec: namespaces is no list: invalid argument")
+    every: list[Any] = [*found]
+    return [dict(section({"namespace": each}, "namespace")) for each in every]
+
+
+def section(spec: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """An object of a spec; empty when there is none, refused when it is something else."""
     found = spec.get(name)
     if found is None:
         return {}
     if not isinstance(found, dict):
-        raise InvalidArgument(f"{name} of a sandbox's spec is no object: invalid argument")
+        raise InvalidArgument(f"spec: {name} is no object: invalid argument")
     return cast(dict[str, Any], found)

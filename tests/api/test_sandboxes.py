@@ -190,7 +190,14 @@ async def test_what_is_not_ours_or_makes_no_sense_is_refused(tmp_path: Path) -> 
             for bad in ("", "a/b", "pod_"):
                 with pytest.raises(InvalidArgument):
                     await client.control("Create", bad)
-            for text in (b"no json", b"[]", b'{"process": {"args": ["x"]}}', b'{"linux": 1}'):
+            for text in (
+                b"no json",
+                b"[]",
+                b'{"process": {"args": ["x"]}}',
+                b'{"linux": 1}',
+                b'{"linux": {"namespaces": [1]}}',
+                b'{"linux": {"namespaces": 1}}',
+            ):
                 spec = any_pb2.Any(type_url=SPEC_URL, value=text)
                 with pytest.raises(InvalidArgument):
                     await client.control(

@@ -97,6 +97,9 @@ def test_a_container_joins_what_its_sandbox_has_of_its_own(tmp_path: Path) -> No
     assert json.loads(join_sandbox(config, 7, tmp_path)) == config
     with pytest.raises(FailedPrecondition):
         join_sandbox(config, 8, tmp_path)
+    for linux in ([], {"namespaces": 1}, {"namespaces": ["x"]}):
+        with pytest.raises(InvalidArgument):
+            join_sandbox({"linux": linux}, 7, tmp_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
