@@ -56,7 +56,7 @@ from .mountplan import Plan, make_plan
 from .mounts import Mount
 from .store import Record, Store, Transaction
 from .sweep import Garbage
-from .workers import Workers
+from .workers import WorkerFault, Workers
 
 KIND = "mount"
 DIRECTORY = "mount directory"
@@ -138,7 +138,7 @@ class Activations:
         failpoints.passed("mount.intended")
         try:
             mounted_at = await self._workers.activate(plan, self._home / id, self._roots)
-        except Refusal:
+        except (Refusal, WorkerFault):
             await self._undo(namespace, name, id)
             raise
         active = [

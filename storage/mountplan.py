@@ -114,6 +114,9 @@ def make_plan(mounts: Sequence[Mount], directory: Path, temporary: bool) -> Plan
     is nothing to do for a mount manager: then the client mounts all by itself."""
     if len(mounts) > MOUNTS_MAX:
         raise InvalidArgument(f"too many mounts ({len(mounts)}): maximum {MOUNTS_MAX}")
+    for mount in mounts:
+        if any("\0" in text for text in (mount.type, mount.source, mount.target, *mount.options)):
+            raise InvalidArgument("a mount contains a NUL byte: invalid argument")
     active = 0
     handled = False
     for number, mount in enumerate(mounts):

@@ -24,14 +24,16 @@ from holdfast.storage.collector import Collector
 from holdfast.storage.containers import Container, Containers, Opaque, Runtime
 from holdfast.storage.leases import Leases
 from holdfast.storage.mountjobs import mount_points, take_off
+from holdfast.storage.mountplan import Plan, Step
 from holdfast.storage.mounts import Mount, mount_all, unmount_all
 from holdfast.storage.namespaces import Namespaces
 from holdfast.storage.store import Store
-from holdfast.storage.workers import Workers
+from holdfast.storage.workers import WorkerFault, Workers
 
 pytestmark = pytest.mark.root
 
 NS = "default"
+LOOP = Mount(type="loop", source="/etc/hostname")
 NAME = "web-root"
 
 
@@ -171,6 +173,17 @@ async def test_one_that_fails_halfway_leaves_nothing(house: House) -> None:
         await house.activations.activate(NS, "", house.stack())
     with pytest.raises(NotFound, match="lease does not exist"):
         await house.activations.activate(NS, NAME, house.stack(), lease="nobody")
+
+
+async def test_a_fault_of_the_worker_leaves_nothing_either(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What no worker expects: the plan was made of something else than what it says.
+    bad = Plan(steps=[Step(mount=LOOP, point="nul\0", makings=[])], system=[])
+    monkeypatch.setattr("holdfast.storage.activations.make_plan", lambda *_: bad)
+    with pytest.raises(WorkerFault):
+        await house.activations.activate(NS, NAME, [LOOP])
+    assert (house.left, house.store.count("mount")) == ([], 0)
 
 
 async def test_no_link_leads_out_of_the_roots(house: House) -> None:

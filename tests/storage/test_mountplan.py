@@ -146,6 +146,16 @@ def test_a_directory_that_cannot_be_is_refused(value: str) -> None:
     refused(mount, words="invalid mkdir option")
 
 
+def test_a_nul_byte_is_refused() -> None:
+    for mount in (
+        Mount(type="loop", source="a\0b"),
+        Mount(type="lo\0op", source=""),
+        Mount(type="loop", source="", target="\0"),
+        Mount(type="loop", source="", options=("\0",)),
+    ):
+        refused(mount, words="NUL")
+
+
 def test_too_many_mounts_are_refused() -> None:
     refused(*[LOOP] * 256, words="too many mounts")
     assert len(plan(*[LOOP] * 255).steps) == 255
