@@ -60,6 +60,28 @@ SERVICES = (
     "snapshots", "tasks",
 )  # fmt: skip
 CONTAINERDS = "containerd.services."
+# The gRPC parts of a daemon; a host without a socket serves none.
+SERVED = (
+    "containers", "content", "diff", "events", "healthcheck", "images", "introspection", "leases",
+    "mounts", "namespaces", "sandbox-controllers", "sandboxes", "snapshots", "streaming", "tasks",
+    "transfer", "version",
+)  # fmt: skip
+# Parts that every host has, and one of each.
+SINGLE: Mapping[str, str] = {
+    CONTENT: "content",
+    METADATA: "bolt",
+    DIFFER: "walking",
+    EVENT: "exchange",
+    GC: "scheduler",
+    INTERNAL: "opt",
+    LEASE: "manager",
+    MOUNT_MANAGER: "bolt",
+    RUNTIME: "task",
+    SANDBOX_CONTROLLER: "shim",
+    SANDBOX_STORE: "local",
+    STREAMING: "manager",
+    TRANSFER: "local",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,23 +108,15 @@ class Plugin:
 def plugins_of(host: Host, packages: Collection[str]) -> Sequence[Plugin]:
     """The parts of a host that serves these packages, in the order of type and id."""
     config = host.config
-    root, state = config.root, config.state
-    found = [
-        Plugin(type=CONTENT, id="content", exports={"root": str(root / "content")}),
-        Plugin(type=METADATA, id="bolt", exports={"path": str(host.store.path)}),
-        Plugin(type=DIFFER, id="walking"),
-        Plugin(type=EVENT, id="exchange"),
-        Plugin(type=GC, id="scheduler"),
-        Plugin(type=INTERNAL, id="opt", exports={"path": str(config.opt)}),
-        Plugin(type=LEASE, id="manager"),
-        Plugin(type=MOUNT_MANAGER, id="bolt", exports={"root": str(state / MOUNTS_NAME)}),
-        Plugin(type=RUNTIME, id="task", exports={"state": str(state)}),
-        Plugin(type=SANDBOX_CONTROLLER, id="shim"),
-        Plugin(type=SANDBOX_STORE, id="local"),
-        Plugin(type=STREAMING, id="manager"),
-        Plugin(type=TRANSFER, id="local"),
-        *_snapshotters(host),
-    ]
+    exports: Mapping[str, Mapping[str, str]] = {
+        CONTENT: {"root": str(config.root / "content")},
+        INTERNAL: {"path": str(config.opt)},
+        METADATA: {"path": str(host.store.path)},
+        MOUNT_MANAGER: {"root": str(config.state / MOUNTS_NAME)},
+        RUNTIME: {"state": str(config.state)},
+    }
+    found = [Plugin(type=type, id=id, exports=exports.get(type, {})) for type, id in SINGLE.items()]
+    found += _snapshotters(host)
     for package in packages:
         name = package.removeprefix(CONTAINERDS).partition(".")[0]
         if package in GRPC_NAMES or package.startswith(CONTAINERDS):
@@ -128,3 +142,15 @@ def _snapshotters(host: Host) -> Sequence[Plugin]:
     for name, proxy in proxies.items():
         found.append(Plugin(type=SNAPSHOTTER, id=name, exports={"address": proxy.address}))
     return found
+
+
+def is_part(name: str) -> bool:
+    """Whether a daemon has the part of this name, `<type>.<id>`, or a driver for it."""
+    type, _, id = name.rpartition(".")
+    if type == SNAPSHOTTER:
+        return id in SNAPSHOTTERS
+    if type == SERVICE:
+        return id.removesuffix("-service") in SERVICES
+    if type == GRPC:
+        return id in SERVED
+    return SINGLE.get(type) == id

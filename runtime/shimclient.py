@@ -87,9 +87,10 @@ class Exited:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutOfMemory:
-    """The kernel killed in the container for want of memory, so often by now. Sent by the shim."""
+    """The kernel killed in the container for want of memory, so often by now; None: once more.
+    Sent by the shim."""
 
-    kills: int
+    kills: int | None
 
 
 ShimEvent = Exited | OutOfMemory

@@ -613,8 +613,10 @@ class Task(Actor):
         if exec is not None:
             exec.cast(message)
 
-    async def _tell_memory_kills(self, kills: int) -> None:
+    async def _tell_memory_kills(self, kills: int | None) -> None:
         """Tell of want of memory, where more was killed than anybody was told of."""
+        if kills is None:
+            kills = self._record.memory_kills + 1
         if kills > self._record.memory_kills:
             record = replace(self._record, memory_kills=kills)
             await self._ground.store.write(ledger.task_out_of_memory(record))

@@ -391,7 +391,7 @@ class Tasks:
         if topic == "/tasks/oom":
             actor = self._system.whereis(task_name(namespace, id))
             if actor is not None:
-                actor.cast(OutOfMemory())
+                actor.cast(OutOfMemory(kills=None))
         return topic in FOREIGN_TOPICS
 
     # Inside.

@@ -271,14 +271,13 @@ def _runtime(table: Any) -> tuple[str, Sequence[str]]:
 
 def _of_plugins(document: Table) -> Iterator[str]:
     """A remark for each part that cannot be left out, and for each that is not there."""
-    from ..services.introspection import PLUGINS  # heavy, and of no use to the other commands
+    from ..plugins import is_part  # heavy, and of no use to the other commands
 
-    ours = {f"{plugin.type}.{plugin.id}" for plugin in PLUGINS}
     for name in document.get("disabled_plugins", []):
-        if name in ours:
+        if is_part(name):
             yield f"disabled_plugins: {name}: no part can be left out here"
     for name in document.get("required_plugins", []):
-        if name not in ours:
+        if not is_part(name):
             yield f"required_plugins: {name}: there is no such part here"
 
 

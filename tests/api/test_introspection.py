@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 from holdfast.actors.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
 from holdfast.api.grpc.client import Channel
 from holdfast.api.host import Host, embedded, open_host
+from holdfast.api.plugins import GRPC, SERVED, is_part
 from holdfast.api.proto import runc_pb2
 from holdfast.api.proto import types_pb2 as types
 from holdfast.api.proto.services import introspection_pb2 as pb
@@ -75,6 +76,8 @@ async def test_each_part_tells_where_it_is_and_what_it_needs(
 ) -> None:
     plugins = await client.plugins()
     assert all(not each.HasField("init_err") for each in plugins.values())
+    assert all(is_part(f"{type}.{id}") for type, id in plugins)
+    assert {id for type, id in plugins if type == GRPC} == set(SERVED)
     here = types.Platform(os="linux", architecture="amd64")
     for name in ("overlayfs", "native"):
         snapshotter = plugins[SNAPSHOTTER, name]
