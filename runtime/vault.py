@@ -249,12 +249,14 @@ def _open_namespace(directory: str) -> int | None:
 def _make_namespace(directory: str) -> None:
     """Binds a new namespace that holds one empty tmpfs and nothing of the host's."""
     ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
+    alive_read, alive_write = os.pipe2(os.O_CLOEXEC)
     maker = os.fork()
     if maker == 0:
         try:
+            os.close(alive_write)
             _become_vault(directory)
             os.write(ready_write, b"1")
-            signal.pause()
+            os.read(alive_read, 1)  # until we are killed, or our parent is
         finally:
             os._exit(1)
     try:
@@ -265,7 +267,8 @@ def _make_namespace(directory: str) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o600))
         kernel.mount(f"/proc/{maker}/ns/mnt", path, None, kernel.MS_BIND)
     finally:
-        os.close(ready_read)
+        for end in (ready_read, alive_read, alive_write):
+            os.close(end)
         os.kill(maker, signal.SIGKILL)
         os.waitpid(maker, 0)
 
