@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "ctr"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "storage"))
 from archives import docker_archive, tar
 from bench.daemons import running
-from test_ctr import Ctr
+from driver import Ctr
 from trees import look
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
