@@ -26,7 +26,7 @@ import trio
 
 from ..actors import failpoints
 from ..actors.actor import Actor
-from ..actors.errors import DataLoss, NotFound, Refusal
+from ..actors.errors import AlreadyExists, DataLoss, NotFound, Refusal
 from ..actors.reference import Ref
 from ..storage.containers import Container, container_from_record, relabel
 from ..storage.store import Change, Store, Transaction
@@ -211,6 +211,8 @@ class Restarts(Actor):
     async def _try(self, watch: Watch, view: View, step: Step) -> None:
         try:
             await self._do(watch, view, step)
+        except AlreadyExists:
+            pass  # somebody creates it, perhaps the monitor that fell before us: the record tells
         except (Refusal, OSError) as error:
             watch.tries += 1
             watch.retry_at = trio.current_time() + _pause_s(watch)
