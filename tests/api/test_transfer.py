@@ -128,7 +128,7 @@ async def test_what_cannot_be_done_is_refused(house: tuple[Host, Channel]) -> No
     with pytest.raises(NotFound, match="stream 'never'"):
         await move(channel, types.ImageImportStream(stream="never"), store)
     wrong = types.ImageStore(name=NAME, unpacks=[types.UnpackConfiguration(snapshotter="none")])
-    with pytest.raises(NotFound, match="snapshotter"):
+    with pytest.raises(InvalidArgument, match="snapshotter not loaded: none"):
         await brought_in(channel, oci_archive(), wrong)
     with pytest.raises(InvalidArgument):
         await brought_in(channel, b"no archive at all" * 100, store)

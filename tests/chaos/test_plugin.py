@@ -7,7 +7,7 @@ import pytest
 
 pytest_plugins = ("pytester",)
 
-OPTIONS = ("-p", "no:cacheprovider", "-p", "no:trio", "-W", "ignore")
+OPTIONS = ("-p", "no:cacheprovider", "-p", "no:trio", "-p", "no:anyio", "-W", "ignore")
 THEIRS = """
     import subprocess
 

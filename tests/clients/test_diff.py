@@ -103,7 +103,8 @@ def change(root: Path) -> None:
 
 
 def packed(ctr: Ctr, snapshotter: str, key: str) -> bytes:
-    words = [*ctr.words, "snapshots", "--snapshotter", snapshotter, "diff", key]
+    # Kept: a collection may be about to take what an import then believes to be there.
+    words = [*ctr.words, "snapshots", "--snapshotter", snapshotter, "diff", "--keep", key]
     done = subprocess.run(words, capture_output=True, timeout=60, check=True)
     return gzip.decompress(done.stdout)
 
