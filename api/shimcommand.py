@@ -2,7 +2,7 @@
 
     start      opens the socket, leaves a process behind that serves it, prints the address
     delete     removes what is left of a container whose shim has died, prints how it ended
-    -v, -info  say what it is
+    -v, -info  say what it is; -info also what the OCI runtime can, by options on standard input
 
 A daemon runs it in the container's bundle, with Go's flags. It answers in the words of whoever
 asks: up to containerd 1.6 a bare address, JSON when MAX_SHIM_VERSION is set, and, to one that
@@ -81,7 +81,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def start(asked: Asked) -> None:
     """Leaves a front behind, unless one listens already, and prints where."""
-    told = b"" if sys.stdin.isatty() else sys.stdin.buffer.read(FIELDS_READ_MAX)
+    told = _told()
     address = socket_path(asked)
     listener = _listen(address)
     if listener is not None:
@@ -202,12 +202,26 @@ def _say_version() -> None:
 
 
 def _say_info() -> None:
-    from .identity import REVISION, VERSION
-    from .proto.types_pb2 import RuntimeInfo, RuntimeVersion
+    from google.protobuf.any_pb2 import Any as AnyMessage
+    from google.protobuf.message import DecodeError
 
-    version = RuntimeVersion(version=VERSION, revision=REVISION)
-    info = RuntimeInfo(name="io.containerd.holdfast.v1", version=version)
+    from ..actors.errors import Refusal
+    from .runtimeinfo import runtime_info
+
+    told = _told()
+    try:
+        options = AnyMessage.FromString(told) if told else None
+        info = runtime_info("io.containerd.holdfast.v1", options)
+    except DecodeError as error:
+        sys.exit(f"{NAME}: standard input is no options: {error}")
+    except Refusal as error:
+        sys.exit(f"{NAME}: {error}")
     sys.stdout.buffer.write(info.SerializeToString())
+
+
+def _told() -> bytes:
+    """What a daemon says on standard input, in which a person may have a terminal."""
+    return b"" if sys.stdin.isatty() else sys.stdin.buffer.read(FIELDS_READ_MAX)
 
 
 if __name__ == "__main__":

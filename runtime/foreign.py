@@ -35,9 +35,17 @@ import structlog
 import trio
 
 from ..actors import failpoints
-from ..actors.errors import InvalidArgument, NotFound, Refusal, Unavailable, Unimplemented
+from ..actors.errors import (
+    InvalidArgument,
+    NotFound,
+    Refusal,
+    Unavailable,
+    Unimplemented,
+    Unknown,
+)
 from . import procfs
 from .grave import Grave
+from .programs import run_program
 from .records import STATUS_LOST
 from .shimclient import Exited
 from .shimverbs import OwnShims, Shim, ShimSource, SpawnShim
@@ -55,6 +63,7 @@ PID: Final = "foreign.pid"
 EXIT: Final = "foreign-exit"
 EXEC: Final = "foreign-exec-"
 LOG: Final = "log"
+INFO_WITHIN_S: Final = 10.0
 DEAD: Final = "ZX"
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -142,6 +151,18 @@ def find_binary(runtime: str) -> str:
     if path is None:
         raise NotFound(f'runtime "{runtime}" binary not installed "{name}": file does not exist')
     return path
+
+
+async def shim_info(binary: str, options: bytes) -> bytes:
+    """What a shim says of itself, asked with these options; refused in containerd's words when it
+    does not answer, as one from before containerd 2."""
+    ran = await run_program([binary, "-info"], stdin=options, within_s=INFO_WITHIN_S)
+    if ran.status != 0:
+        # As Go prints how it ended, and what it complained of.
+        end = f"exit status {ran.status}" if ran.status > 0 else f"signal {-ran.status}"
+        complaint = json.dumps(ran.stderr.decode(errors="replace"))
+        raise Unknown(f"failed to run [{binary} -info]: {end} (stderr: {complaint})")
+    return ran.stdout
 
 
 class ForeignShims:
@@ -238,22 +259,15 @@ class ForeignShims:
             "NAMESPACE": birth.namespace,
         }
         try:
-            done = await trio.run_process(
-                [binary, *flags, *words],
-                stdin=stdin,
-                capture_stdout=True,
-                capture_stderr=True,
-                check=False,
-                cwd=bundle,
-                env={**os.environ, **told},
-                start_new_session=True,
+            ran = await run_program(
+                [binary, *flags, *words], stdin=stdin, cwd=bundle, env={**os.environ, **told}
             )
-        except OSError as error:
-            raise Unavailable(f"{binary} {words[-1]}: {error}") from error
-        if done.returncode != 0:
-            why = (done.stderr or done.stdout).decode(errors="replace").strip()
-            raise Unavailable(f"{binary} {words[-1]}: {why or f'exit status {done.returncode}'}")
-        return done.stdout
+        except Refusal as error:
+            raise Unavailable(f"{words[-1]}: {error}") from error
+        if ran.status != 0:
+            why = (ran.stderr or ran.stdout).decode(errors="replace").strip()
+            raise Unavailable(f"{binary} {words[-1]}: {why or f'exit status {ran.status}'}")
+        return ran.stdout
 
 
 def left_shims(

@@ -8,24 +8,24 @@ from pathlib import Path
 import trio
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError
 
-from ...actors.errors import FailedPrecondition, NotFound, Unimplemented
-from ...runtime.features import read_features
+from ...actors.errors import FailedPrecondition, NotFound, Unimplemented, Unknown
+from ...runtime.foreign import find_binary, is_foreign, shim_info
 from ...storage.filters import compile_filters
 from ...storage.platform import host as host_platform
 from ..anys import type_name
 from ..grpc.call import Context
 from ..grpc.service import Service, implement
 from ..host import Host
-from ..identity import REVISION, VERSION
 from ..plugins import RUNTIME, Plugin, plugins_of
 from ..proto import types_pb2 as types
 from ..proto.rpc_status_pb2 import Status
 from ..proto.services import introspection_pb2 as pb
-from ..runcoptions import runc_options
+from ..runtimeinfo import runtime_info
 from ..status import code_of
+from .words import said_first
 
-FEATURES_URL = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
 RUNTIME_NAME = "io.containerd.runc.v2"
 """Under which name containerd's clients ask for a container's runtime."""
 
@@ -74,16 +74,19 @@ async def _extra(plugin: Plugin, options: AnyMessage) -> types.RuntimeInfo:
     if type_name(options.type_url) != types.RuntimeRequest.DESCRIPTOR.full_name:
         raise Unimplemented(f"unknown request type {options.type_url}: not implemented")
     request = types.RuntimeRequest.FromString(options.value)
-    if request.runtime_path not in ("", RUNTIME_NAME):
-        raise NotFound(f"failed to resolve runtime path: {request.runtime_path}: not found")
-    wanted = runc_options(request.options)
-    features = await trio.to_thread.run_sync(read_features, wanted.get("binary_name", ""))
-    return types.RuntimeInfo(
-        name=RUNTIME_NAME,
-        version=types.RuntimeVersion(version=VERSION, revision=REVISION),
-        options=request.options if request.HasField("options") else None,
-        features=AnyMessage(type_url=FEATURES_URL, value=features) if features else None,
-    )
+    given = request.options if request.HasField("options") else None
+    if not is_foreign(request.runtime_path):
+        name = request.runtime_path or RUNTIME_NAME
+        return await trio.to_thread.run_sync(runtime_info, name, given)
+    with said_first("failed to resolve runtime path"):
+        binary = await trio.to_thread.run_sync(find_binary, request.runtime_path)
+    said = await shim_info(binary, given.SerializeToString() if given is not None else b"")
+    try:
+        return types.RuntimeInfo.FromString(said)
+    except DecodeError as error:
+        raise Unknown(
+            f"failed to unmarshal stdout from [{binary} -info] into *types.RuntimeInfo: {error}"
+        ) from error
 
 
 def to_message(plugin: Plugin) -> pb.Plugin:

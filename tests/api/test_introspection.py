@@ -2,17 +2,30 @@
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
-from holdfast.actors.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
+from holdfast.actors.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+    Unimplemented,
+    Unknown,
+)
 from holdfast.api.grpc.client import Channel
 from holdfast.api.host import Host, embedded, open_host
 from holdfast.api.plugins import GRPC, SERVED, is_part
@@ -21,10 +34,12 @@ from holdfast.api.proto import types_pb2 as types
 from holdfast.api.proto.services import introspection_pb2 as pb
 from holdfast.api.sockets import serving
 from holdfast.api.status import Code
+from holdfast.runtime import procfs
 from holdfast.storage.mounts import Mount, mount_all, unmount_all
 
 pytestmark = pytest.mark.root
 
+SHIM = "/usr/bin/containerd-shim-runc-v2"
 SERVICE = "/containerd.services.introspection.v1.Introspection/"
 SNAPSHOTTER, RUNTIME = "io.containerd.snapshotter.v1", "io.containerd.runtime.v2"
 
@@ -160,6 +175,66 @@ async def test_a_runtime_tells_its_features(client: Client) -> None:
     features = json.loads(info.features.value)
     assert "ociVersionMax" in features
     assert "rbind" in features["mountOptions"]
+
+
+@pytest.mark.parametrize("program", ["runc", "crun"])
+async def test_an_oci_runtimes_features_are_what_it_prints(client: Client, program: str) -> None:
+    """Of crun, which has the command since 1.9, none where it has none."""
+    printed = subprocess.run([program, "features"], capture_output=True, check=False)
+    options = packed(runc_pb2.Options(binary_name=program))
+    for name in ("io.containerd.runc.v2", "io.holdfast.v1"):
+        request = types.RuntimeRequest(runtime_path=name, options=options)
+        answer = await client.info(RUNTIME, "task", request)
+        info = types.RuntimeInfo.FromString(answer.extra.value)
+        assert (info.name, info.options) == (name, options)
+        assert info.features.value == (b"" if printed.returncode else printed.stdout)
+
+
+@pytest.mark.parametrize("by", ["name", "path"])
+async def test_another_shim_tells_of_itself(
+    client: Client, by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our own as such a binary: it is asked by `-info`, with the options on its input."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    binary = shutil.which("containerd-shim-holdfast-v1")
+    assert binary is not None
+    path = "io.containerd.holdfast.v1" if by == "name" else binary
+    options = packed(runc_pb2.Options(binary_name="runc"))
+    request = types.RuntimeRequest(runtime_path=path, options=options)
+    answer = await client.info(RUNTIME, "task", request)
+    info = types.RuntimeInfo.FromString(answer.extra.value)
+    assert (info.name, info.options) == ("io.containerd.holdfast.v1", options)
+    assert "ociVersionMax" in json.loads(info.features.value)
+    missing = packed(runc_pb2.Options(binary_name="no-such-runtime"))
+    request = types.RuntimeRequest(runtime_path=path, options=missing)
+    with pytest.raises(Unknown, match=r"-info\]: exit status 1 .*no-such-runtime"):
+        await client.info(RUNTIME, "task", request)
+
+
+async def test_a_shim_that_tells_nothing_of_itself_is_a_refusal(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Debian's, which knows no `-info`, and programs that are no shims."""
+    (tmp_path / "plain").touch(mode=0o600)
+    silent = tmp_path / "silent"
+    silent.write_text(f"#!/bin/sh\nsleep 1000 &\necho $! > {tmp_path}/pid\nwait\n")
+    (tmp_path / "endless").write_text("#!/bin/sh\nexec yes\n")
+    for file in (silent, tmp_path / "endless"):
+        file.chmod(0o755)
+    monkeypatch.setattr("holdfast.runtime.foreign.INFO_WITHIN_S", 0.5)
+    for path, kind, said in (
+        (SHIM, Unknown, r"-info\]: exit status 2 \(stderr: \"flag provided but not defined: -info"),
+        ("io.containerd.absent.v1", NotFound, 'path: runtime "io.containerd.absent.v1" binary'),
+        ("runc", InvalidArgument, "failed to resolve runtime path: invalid runtime name runc"),
+        (str(tmp_path / "plain"), Unavailable, "Permission denied"),
+        ("/bin/echo", Unknown, "failed to unmarshal stdout"),
+        (str(tmp_path / "endless"), ResourceExhausted, "says more than"),
+        (str(silent), DeadlineExceeded, "no end in 0.5 s"),
+    ):
+        with trio.fail_after(8), pytest.raises(kind, match=said):
+            await client.info(RUNTIME, "task", types.RuntimeRequest(runtime_path=path))
+    left = procfs.stat(int((tmp_path / "pid").read_text()))
+    assert left is None or left.state in "ZX"
 
 
 async def test_a_runtime_without_the_command_has_no_features(
