@@ -12,7 +12,6 @@ next host with the same root and state takes them up again.
 import os
 import shutil
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -74,6 +73,7 @@ from ..supervision.tree import Node, look
 from ..supervision.verbs import start_child
 from . import logfiles
 from .config import MOUNTS_NAME, Config, load
+from .containerd.publish import publish_binary
 from .foreignshim import ShimWire
 from .identity import lasting_uuid
 from .log import set_up_logging
@@ -518,8 +518,7 @@ async def build(config: Config, system: System, store: Store, *, serves: bool = 
 
 
 def _foreign(config: Config) -> Foreign:
-    publish_binary = os.path.abspath(sys.argv[0])
-    return Foreign(wire=ShimWire(), address=config.address, publish_binary=publish_binary)
+    return Foreign(wire=ShimWire(), address=config.address, publish_binary=publish_binary())
 
 
 def pace_of(config: Config) -> Pace:

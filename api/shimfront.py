@@ -15,8 +15,9 @@ import structlog
 import trio
 from google.protobuf.empty_pb2 import Empty
 
-from ..actors.errors import Refusal
+from ..actors.errors import Refusal, Unavailable
 from ..runtime import procfs
+from ..runtime.programs import run_program
 from ..runtime.solo import Solo
 from ..runtime.soloend import PID
 from .anys import pack
@@ -96,7 +97,9 @@ class Publisher:
     async def _publish(self, envelope: Envelope) -> None:
         if not self._ttrpc_address:
             words = [*self._command, "--topic", envelope.topic]
-            await trio.run_process(words, stdin=envelope.event.SerializeToString())
+            ran = await run_program(words, stdin=envelope.event.SerializeToString())
+            if ran.status:
+                raise Unavailable(f"{words[0]}: {ran.stderr.decode(errors='replace').strip()}")
             return
         request = events_ttrpc_pb2.ForwardRequest(envelope=envelope)
         async with TtrpcClient.connect(self._ttrpc_address) as client:

@@ -74,7 +74,7 @@ def services(host: Host) -> Sequence[Service]:
         tasks.service(host.tasks, host.containers),
         sandboxes.store_service(host.sandbox_store),
         sandboxes.controller_service(host.sandboxes, host.sandbox_store),
-        events.service(host.events, Missed(host.store)),
+        events.service(host.events, Missed(host.store), host.tasks),
         streaming.service(streams),
         transfer.service(host.transfers, streams),
         admin.service(host),

@@ -20,6 +20,7 @@ from .stream import Stream
 
 NAMESPACE = "containerd-namespace"
 LEASE = "containerd-lease"
+FROM_SHIM = "holdfast-from-shim"
 
 M = TypeVar("M", bound=Message)
 Request = TypeVar("Request", bound=Message)

@@ -13,7 +13,7 @@ from ...runtime.tasks import Tasks
 from ...storage.events import GAP_TYPE, Event, EventLog
 from ...storage.labels import check_namespace
 from ..anys import container_of, nanoseconds, pack, timestamp
-from ..grpc.call import Call, Context
+from ..grpc.call import FROM_SHIM, Call, Context
 from ..grpc.service import Service, implement
 from ..proto.services import events_pb2 as pb
 from ..proto.services import events_ttrpc_pb2 as ttrpc_pb
@@ -23,7 +23,7 @@ from .words import said_first
 SINCE = "holdfast-since"
 
 
-def service(events: EventLog, missed: Missed) -> Service:
+def service(events: EventLog, missed: Missed, tasks: Tasks) -> Service:
     """The service over this log."""
 
     async def publish(request: pb.PublishRequest, context: Context) -> Empty:
@@ -31,6 +31,8 @@ def service(events: EventLog, missed: Missed) -> Service:
         with said_first("failed publishing event"):
             namespace = context.namespace()
             check_namespace(namespace)
+        if context.text(FROM_SHIM) and tasks.hear(namespace, request.topic, container_of(event)):
+            return Empty()
         await events.publish(namespace, request.topic, event.type_url, event.value)
         return Empty()
 

@@ -5,6 +5,7 @@ By the path of its binary, and by a name that means a binary in PATH.
 
 import os
 import signal
+import subprocess
 import sys
 import time
 import uuid
@@ -21,6 +22,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from house import IMAGE, SHIM, SLEEP, House, clean, until
 
 from holdfast.actors.failpoints import VARIABLE
+from holdfast.api.proto.events_pb2 import TaskExit
 from holdfast.api.proto.shim import bootstrap_pb2
 
 pytestmark = [
@@ -156,6 +158,62 @@ sys.stdout.buffer.write(result.SerializeToString())
     words = ("run", "--rm", "--runtime", str(binary), IMAGE, "c", "sh", "-c", "exit 6")
     house.ctr(*words, code=6)
     until(lambda: not house.left())
+
+
+def test_a_shim_tells_events_by_the_publish_binary(house: House, tmp_path: Path) -> None:
+    """What it tells of itself is told; what it tells of its task the daemon tells by itself."""
+    binary = tmp_path / "containerd-shim-telling"
+    for name, event in {"own": TaskExit(exit_status=3), "exit": TaskExit(container_id="c")}.items():
+        packed = AnyMessage(type_url="containerd.events.TaskExit", value=event.SerializeToString())
+        (tmp_path / name).write_bytes(packed.SerializeToString())
+    binary.write_text(f"""#!/bin/sh
+case "$*" in *start)
+  "$6" -address "$4" publish -topic /tasks/own -namespace "$2" <{tmp_path}/own &&
+  "$6" -address "$4" publish -topic /tasks/exit -namespace "$2" <{tmp_path}/exit || exit 1
+esac
+exec {SHIM} "$@"
+""")
+    binary.chmod(0o755)
+    house.run("c", *SLEEP, runtime=str(binary))
+    events = house.events()
+    assert events[0] == ("own", {"exit_status": 3})
+    assert [topic for topic, _ in events] == ["own", "create", "start"]
+    # Want of memory is what a daemon has from such a shim alone.
+    program = Path(sys.executable).with_name("holdfast-containerd")
+    oom = AnyMessage(type_url="containerd.events.TaskOOM", value=b"\n\x01c").SerializeToString()
+    words = ["-address", str(house.daemon.socket), "publish", "-namespace", house.namespace]
+    subprocess.run([program, *words, "-topic", "/tasks/oom"], input=oom, check=True)
+    until(lambda: house.events("oom") == [("oom", {"container_id": "c"})])
+
+
+def test_a_shim_without_ttrpc_runs_and_its_events_are_told_once(
+    house: House, tmp_path: Path
+) -> None:
+    """Our own as such a binary; one that cannot tell its events tries again, and lives."""
+    binary = tmp_path / f"containerd-shim-{house.namespace}"
+    shim = Path(sys.executable).with_name("containerd-shim-holdfast-v1")
+    program = tmp_path / "publish"
+    calls = tmp_path / "calls"
+    program.write_text(f"""#!/bin/sh
+echo "$*" >>{calls}
+test "$(wc -l <{calls})" -gt 1 || exit 1
+exec {Path(sys.executable).with_name("holdfast-containerd")} "$@"
+""")
+    binary.write_text(f"""#!/bin/sh
+unset TTRPC_ADDRESS
+test "$6" = "{Path(sys.executable).with_name("holdfast-containerd")}" || exit 1
+exec {shim} "$1" "$2" "$3" "$4" "$5" {program} "$7" "$8" "$9"
+""")
+    for file in (binary, program):
+        file.chmod(0o755)
+    words = ("run", "--rm", "--runtime", str(binary), IMAGE, "c", "sh", "-c", "exit 7")
+    house.ctr(*words, code=7)
+    topics = ["create", "start", "exit", "delete"]
+    assert [topic for topic, _ in house.events()] == topics
+    until(lambda: not house.left())
+    told = [line.rpartition("/")[2] for line in calls.read_text().splitlines()]
+    # The last one's time is short: a shim that is shut down does not wait for long.
+    assert told[:4] == ["create", *topics[:3]]
 
 
 @pytest.mark.parametrize(
