@@ -1,9 +1,15 @@
 """Containers."""
 
+import io
 import json
+import subprocess
+import tarfile
+import uuid
 
 import pytest
 from driver import BUSYBOX, Ctr, Pair, start
+
+GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -68,3 +74,28 @@ def test_a_checkpoint_without_its_task_is_an_image_of_the_container(pair: Pair) 
     said = pair.same("containers", "restore", "two", "example.org/checkpoint:1", code=1)
     assert "media type not found" in said
     pair.same("containers", "rm", "one")
+
+
+def test_a_checkpoint_of_a_containers_changes_holds_them(pair: Pair) -> None:
+    kinds: list[list[str]] = []
+    name = "c-" + uuid.uuid4().hex[:8]  # runc's own directory is the same to both
+    for ctr in pair:
+        ctr.run("images", "import", str(ctr.daemon.base / "busybox.tar"))
+        own = f"{name}-{ctr.daemon.kind}"
+        ctr.run("run", BUSYBOX, own, "sh", "-c", "echo written >/new; rm /bin/busybox")
+        ctr.run("containers", "checkpoint", "--rw", "--image", own, "example.org/changed:1")
+        ctr.run("containers", "rm", own)
+        digest = next(
+            row[2] for row in ctr.table("images", "ls") if row[0] == "example.org/changed:1"
+        )
+        index = json.loads(ctr.run("content", "get", digest))
+        kinds.append([each["mediaType"] for each in index["manifests"]])
+        layer = index["manifests"][kinds[-1].index(GZIP)]
+        words = [*ctr.words, "content", "get", layer["digest"]]
+        packed = subprocess.run(words, capture_output=True, check=True).stdout
+        with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+            assert {"new", "bin/.wh.busybox"} <= set(archive.getnames())
+            new = archive.extractfile("new")
+            assert new is not None
+            assert new.read() == b"written\n"
+    assert kinds[0] == kinds[1]

@@ -1,13 +1,18 @@
 """The daemon itself: version, plugins, events, leases."""
 
+import json
 import re
+import shutil
 import subprocess
+import sys
 import time
 import uuid
 from pathlib import Path
 
 import pytest
 from driver import BUSYBOX, Ctr, Pair, start
+
+OURS = str(Path(sys.executable).with_name("containerd-shim-holdfast-v1"))
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -135,6 +140,31 @@ def test_the_debug_socket_tells_what_the_daemon_is_doing(pair: Pair) -> None:
     assert "404" in ctr.refused("pprof", *debug, "trace", "--seconds", "1s")
 
 
-def test_a_shims_own_socket_is_containerds_alone(pair: Pair) -> None:
+@pytest.mark.parametrize("runtime", [shutil.which("containerd-shim-runc-v2"), OURS])
+def test_a_shim_is_asked_by_its_own_socket(
+    pair: Pair, runtime: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as this `ctr` can: but for `state` it names no container, or panics."""
     said = pair.same("shim", "--id", "never", "state", code=1)
     assert "fail to connect to container never's shim" in said
+    name = "c-" + uuid.uuid4().hex[:8]  # runc's own directory is the same to both
+    for ctr in pair:
+        ctr.run("images", "import", str(ctr.daemon.base / "busybox.tar"))
+        own = f"{name}-{ctr.daemon.kind}"
+        start(ctr, own, flags=("--runtime", runtime))
+        try:
+            told = json.loads(ctr.run("shim", "--id", own, "state"))
+            assert list(told)[:4] == ["id", "bundle", "pid", "status"]
+            pid = next(row[1] for row in ctr.table("tasks", "ls") if row[0] == own)
+            assert (told["id"], str(told["pid"]), told["status"]) == (own, pid, 2)
+            assert (Path(told["bundle"]) / "config.json").exists()
+            for verb in ("start", "delete"):
+                assert "not found" in ctr.refused("shim", "--id", own, verb).lower()
+            fifos = [f"--std{each}={ctr.daemon.base}/{each}" for each in ("in", "out", "err")]
+            spec = f"--spec={ctr.daemon.base}/process.json"
+            (ctr.daemon.base / "process.json").write_text('{"args": ["true"], "cwd": "/"}')
+            done = ctr.raw("shim", "--id", own, "exec", *fifos, spec, "e1")
+            assert (done.returncode, done.stderr[:6]) == (2, "panic:")
+        finally:
+            ctr.raw("tasks", "rm", "--force", own)
+            ctr.raw("containers", "rm", own)

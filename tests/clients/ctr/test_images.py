@@ -110,6 +110,19 @@ def test_what_images_prints_is_what_containerd_prints(pair: Pair) -> None:
     pair.same("images", "mount", BUSYBOX, "@/mounted", code=1)
 
 
+def test_an_image_is_converted_as_by_containerd(pair: Pair) -> None:
+    for ctr in pair:
+        ctr.run("images", "import", str(ctr.daemon.base / "busybox.tar"))
+    pair.same("images", "convert", "--oci", BUSYBOX, "example.org/oci:1")
+    flags = ("--uncompress", "--platform", "linux/amd64")
+    pair.same("images", "convert", *flags, BUSYBOX, "example.org/plain:1")
+    listed = pair.same("images", "ls")
+    assert "example.org/oci:1" in listed
+    assert "example.org/plain:1" in listed
+    assert "complete" in pair.same("images", "check", "name==example.org/plain:1")
+    pair.same("images", "convert", "--uncompress", "never/was:1", "example.org/other:1", code=1)
+
+
 def test_an_import_names_what_has_no_name_by_its_digest(pair: Pair) -> None:
     archive = ("--digests", "--index-name", "example.org/index:1", "@/busybox.tar")
     assert "import-" in pair.same("images", "import", *archive)

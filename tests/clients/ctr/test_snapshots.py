@@ -1,6 +1,11 @@
 """Snapshots."""
 
+import gzip
+import hashlib
+import os
+import subprocess
 import uuid
+from pathlib import Path
 
 import pytest
 from driver import BUSYBOX, Ctr, Pair
@@ -46,6 +51,37 @@ def test_a_snapshot_is_not_prepared_twice(ctr: Ctr) -> None:
     assert "already exists" in ctr.refused("snapshots", "prepare", key)
     ctr.run("snapshots", "rm", key)
     assert "not found" in ctr.refused("snapshots", "rm", key)
+
+
+def test_what_has_changed_in_a_snapshot_is_a_layer(pair: Pair, tmp_path: Path) -> None:
+    for ctr in pair:
+        ctr.run("images", "import", str(ctr.daemon.base / "busybox.tar"))
+        ctr.run("snapshots", "prepare", "one", chain_id(ctr))
+        target = tmp_path / ctr.daemon.kind
+        target.mkdir()
+        subprocess.run(
+            ["sh", "-ec", ctr.run("snapshots", "mounts", str(target), "one")], check=True
+        )
+        try:
+            (target / "new").write_text("written")
+            for path in (target / "new", target):
+                os.utime(path, (1_700_000_000, 1_700_000_000))
+        finally:
+            subprocess.run(["umount", str(target)], check=True)
+    plain = ("--media-type", "application/vnd.oci.image.layer.v1.tar")
+    assert "written" in pair.same("snapshots", "diff", *plain, "one")
+    pair.same("snapshots", "prepare", "two", chain_id(pair.ours))
+    assert "written" in pair.same("snapshots", "diff", *plain, "two", "one")
+    flags = ("--keep", "--ref", "mine", "--label", "colour=blue")
+    pair.same("snapshots", "diff", *plain, *flags, "one")
+    for ctr in pair:
+        (kept,) = [line for line in ctr.run("content", "ls").splitlines() if "colour=blue" in line]
+        words = [*ctr.words, "snapshots", "diff", "one"]
+        packed = subprocess.run(words, capture_output=True, check=True).stdout
+        plain_digest = "sha256:" + hashlib.sha256(gzip.decompress(packed)).hexdigest()
+        assert plain_digest == kept.split()[0]
+    pair.same("snapshots", "diff", "never", code=1)
+    pair.same("snapshots", "rm", "one", "two")
 
 
 def test_what_snapshots_prints_is_what_containerd_prints(pair: Pair) -> None:
