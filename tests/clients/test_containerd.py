@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import socket
 import stat
 import subprocess
@@ -18,6 +19,8 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from bench.daemons import end_shims_of
 from examples import busybox_image
+
+from holdfast.api.identity import REVISION, VERSION
 
 pytestmark = pytest.mark.root
 
@@ -143,15 +146,24 @@ def test_the_daemon_behaves_so_by_the_name_of_containerd(tmp_path: Path) -> None
     words = [str(program), "--root", f"{tmp_path}/root", "--state", f"{tmp_path}/state",
              "--address", str(address), "--config", f"{tmp_path}/none.toml"]  # fmt: skip
     with daemon(tmp_path, words, address):
-        assert "Server:" in ctr(address, "version")
+        server = ctr(address, "version").partition("Server:")[2].split()
+        assert server[1:4:2] == said.split()[2:]
 
 
-def test_the_version_has_containerds_four_words() -> None:
+def test_the_version_is_printed_as_clients_parse_it() -> None:
+    """Name, package, version, revision: as the Version service tells them, and `docker info`."""
     real = subprocess.run(["containerd", "-v"], capture_output=True, text=True, check=True).stdout
     for flag in ("-v", "--version", "-version"):
-        words = run(flag).stdout.split()
-        assert len(words) == len(real.split())
-        assert words[0] == real.split()[0]
+        done = run(flag)
+        assert re.fullmatch(r"\S+ \S+ \S+ \S+\n", real)
+        assert done.stdout == f"containerd holdfast {VERSION} {REVISION}\n"
+        assert done.stderr == ""
+        # How programs look for it: the third word, or the first that is a version.
+        assert re.fullmatch(r"v?\d+\.\d+\.\d+\S*", done.stdout.split()[2])
+        for pattern in (r"[0-9]+\.[0-9]+.[0-9]+", r"\s+v?(\d+\.\d+\.\d+)(?:\s+|$)"):
+            found = re.search(pattern, done.stdout)
+            assert found is not None
+            assert found[0].strip() == VERSION
 
 
 def test_configurations_are_printed_in_the_latest_version(
