@@ -114,10 +114,37 @@ def test_the_tutorial_works_from_beginning_to_end(base: Path) -> None:
     said = run(base, "\n".join(lines))
     for each in ("hello from a container\n", "\n7\n", "\n137\n", "clock", "recovery", "\nhello\n"):
         assert each in said, said
+    assert said.count("\ntick\ntick\n") == 1
+    assert "\ncontainerd holdfast " in said
     assert "inet 10.88.0.2/24" in said
     assert "1 packets received" in said
     assert " exit 0\n" in said
     assert not Path(f"/sys/class/net/{interface}").exists()
+
+
+def test_every_page_is_reached_from_the_readme_and_every_link_leads_somewhere() -> None:
+    reached, waiting = set[Path](), [REPOSITORY / "README.md"]
+    while waiting:
+        page = waiting.pop().resolve()
+        if page in reached:
+            continue
+        reached.add(page)
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            path, _, anchor = target.partition("#")
+            if "://" in target:
+                continue
+            found = (page.parent / path).resolve() if path else page
+            assert found.exists(), f"{page.name}: {target}"
+            pages = sorted(found.glob("*.md")) if found.is_dir() else [found]
+            waiting += [each for each in pages if each.suffix == ".md"]
+            assert not anchor or anchor in anchors(found), f"{page.name}: {target}"
+    assert set((REPOSITORY / "docs").rglob("*.md")) <= reached
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page, as links name them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}
 
 
 @pytest.mark.root
