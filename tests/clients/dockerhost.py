@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from bench.daemons import command, end_shims_of
@@ -120,22 +120,31 @@ class DockerHost:
             check=False,
         )
 
+    def get(self, path: str) -> Any:
+        """What dockerd answers, without a `docker` between: cheap enough to be asked again and
+        again."""
+        with socket.socket(socket.AF_UNIX) as asking:
+            asking.settimeout(30)
+            asking.connect(self._address.removeprefix("unix://"))
+            asking.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+            with asking.makefile() as said:
+                status, _, answer = said.read().partition("\n\n")
+        assert " 200 " in status, f"{path}: {status}\n{answer}"
+        return json.loads(answer)
+
     def state(self, name: str, field: str) -> str:
         """A field of a container's state: `state("web", "ExitCode")`."""
-        return self.docker("inspect", "-f", f"{{{{.State.{field}}}}}", name).strip()
+        found: Any = self.get(f"/containers/{name}/json")["State"]
+        for key in field.split("."):
+            found = found[key]
+        return str(found).lower() if isinstance(found, bool) else str(found)
 
     def exec_runs(self, name: str) -> None:
         """Wait until dockerd has been told the pid of a container's one exec."""
 
         def told() -> bool:
-            ids = self.docker("inspect", "-f", "{{json .ExecIDs}}", name)
-            with socket.socket(socket.AF_UNIX) as asking:
-                asking.connect(self._address.removeprefix("unix://"))
-                for id in json.loads(ids) or ():
-                    asking.sendall(f"GET /exec/{id}/json HTTP/1.0\r\n\r\n".encode())
-                    said = asking.makefile().read()
-                    return bool(json.loads(said.partition("\n\n")[2])["Pid"])
-            return False
+            ids = self.get(f"/containers/{name}/json")["ExecIDs"] or ()
+            return any(self.get(f"/exec/{id}/json")["Pid"] for id in ids)
 
         until(told, f"an exec runs in {name}")
 

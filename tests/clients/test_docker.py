@@ -251,16 +251,19 @@ def test_a_removal_at_the_end_leaves_nothing(host: DockerHost, name: str) -> Non
 
 
 def test_restart_policies_are_kept(host: DockerHost, name: str) -> None:
-    start(host, name, "echo run; exit 4", "--restart", "on-failure:2")
-    until(lambda: host.state(name, "Status") == "exited", "no further restart")
-    assert host.state(name, "ExitCode") == "4"
-    assert host.docker("logs", name) == "run\n" * 3
-    host.docker("rm", name)
-    start(host, name, "sleep 1000", "--restart", "always")
-    first = int(host.state(name, "Pid"))
-    os.kill(first, 9)
-    until(lambda: host.state(name, "Pid") not in ("0", str(first)), "it runs again")
-    assert host.docker("inspect", "-f", "{{.RestartCount}}", name) == "1\n"
+    fails = f"{name}-fails"
+    start(host, fails, "echo run; exit 4", "--restart", "on-failure:2")
+    try:
+        start(host, name, "sleep 1000", "--restart", "always")
+        first = int(host.state(name, "Pid"))
+        os.kill(first, 9)
+        until(lambda: host.state(name, "Pid") not in ("0", str(first)), "it runs again")
+        assert host.docker("inspect", "-f", "{{.RestartCount}}", name) == "1\n"
+        until(lambda: host.state(fails, "Status") == "exited", "no further restart")
+        assert host.state(fails, "ExitCode") == "4"
+        assert host.docker("logs", fails) == "run\n" * 3
+    finally:
+        host.raw("rm", "-f", fails)
 
 
 def test_want_of_memory_is_told(host: DockerHost, name: str) -> None:
