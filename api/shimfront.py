@@ -99,7 +99,7 @@ class Publisher:
             words = [*self._command, "--topic", envelope.topic]
             ran = await run_program(words, stdin=envelope.event.SerializeToString())
             if ran.status:
-                raise Unavailable(f"{words[0]}: {ran.stderr.decode(errors='replace').strip()}")
+                raise Unavailable(f"{words[0]}: {ran.complaint or ran.end}")
             return
         request = events_ttrpc_pb2.ForwardRequest(envelope=envelope)
         async with TtrpcClient.connect(self._ttrpc_address) as client:

@@ -158,10 +158,8 @@ async def shim_info(binary: str, options: bytes) -> bytes:
     does not answer, as one from before containerd 2."""
     ran = await run_program([binary, "-info"], stdin=options, within_s=INFO_WITHIN_S)
     if ran.status != 0:
-        # As Go prints how it ended, and what it complained of.
-        end = f"exit status {ran.status}" if ran.status > 0 else f"signal {-ran.status}"
-        complaint = json.dumps(ran.stderr.decode(errors="replace"))
-        raise Unknown(f"failed to run [{binary} -info]: {end} (stderr: {complaint})")
+        complaint = json.dumps(ran.complaint)
+        raise Unknown(f"failed to run [{binary} -info]: {ran.end} (stderr: {complaint})")
     return ran.stdout
 
 
@@ -265,8 +263,7 @@ class ForeignShims:
         except Refusal as error:
             raise Unavailable(f"{words[-1]}: {error}") from error
         if ran.status != 0:
-            why = (ran.stderr or ran.stdout).decode(errors="replace").strip()
-            raise Unavailable(f"{binary} {words[-1]}: {why or f'exit status {ran.status}'}")
+            raise Unavailable(f"{binary} {words[-1]}: {ran.complaint or ran.end}")
         return ran.stdout
 
 

@@ -16,6 +16,7 @@ import trio
 from ..actors.errors import DeadlineExceeded, ResourceExhausted, Unavailable
 
 SAID_MAX: Final = 4 << 20
+COMPLAINT_MAX: Final = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,16 @@ class Ran:
     status: int
     stdout: bytes
     stderr: bytes
+
+    @property
+    def end(self) -> str:
+        """How it ended, as Go prints it."""
+        return f"exit status {self.status}" if self.status >= 0 else f"signal {-self.status}"
+
+    @property
+    def complaint(self) -> str:
+        """The end of what it said on stderr, short enough for a refusal."""
+        return self.stderr[-COMPLAINT_MAX:].decode(errors="replace").strip()
 
 
 async def run_program(
