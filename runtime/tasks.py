@@ -306,6 +306,8 @@ class Tasks:
             check_identifier(exec_id)
         except Refusal as error:
             raise InvalidArgument(f"invalid exec id {exec_id}: {error}") from error
+        if self._store.get(EXEC, namespace, process_key(id, exec_id)) is not None:
+            raise AlreadyExists(f"id {exec_id}: already exists")
         task.next_state(owner.state, task.AddExec())
         parse_config(spec)
         await self._check_stdio(stdio)

@@ -17,6 +17,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from holdfast.api.proto import events_pb2, runc_pb2
 from holdfast.api.proto.services import images_pb2
+from holdfast.api.proto.services.content_pb2 import ListStatusesResponse
 from holdfast.api.proto.services.tasks_pb2 import ListPidsResponse, ListTasksResponse
 
 from .step import CGROUP, SPEC_URL
@@ -68,6 +69,8 @@ class Normal:
             return self._any(message)
         if isinstance(message, ListTasksResponse):
             message.tasks.sort(key=lambda one: one.id)  # containerd's order is by chance
+        if isinstance(message, ListStatusesResponse):
+            message.statuses.sort(key=lambda one: one.ref)  # so is that of its ingests
         if isinstance(message, ListPidsResponse):
             message.processes.sort(key=lambda one: (one.info.value, one.pid))
         return {

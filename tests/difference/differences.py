@@ -113,8 +113,15 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         "a status tells what is expected",
-        "containerd does not keep the expected digest of a Write, but in one case.",
+        "containerd does not keep the expected digest of a Write, but in one case, nor the total of"
+        " one that another namespace has.",
         explained.status_expects,
+    ),
+    Row(
+        "an ingest begun anew is empty",
+        "When a Write names another total than its ingest has, containerd begins it anew over the"
+        " bytes that it had, and counts those that are left.",
+        explained.begun_over,
     ),
     Row(
         "sha512 may be written",
