@@ -110,10 +110,13 @@ def container_of(event: AnyMessage) -> str:
 
 
 def unpack(any_message: AnyMessage, *kinds: type[Message]) -> Message:
-    """The message inside, when it is one of these kinds; InvalidArgument otherwise."""
+    """The message inside, when it is one of these kinds and whole; InvalidArgument otherwise."""
     wanted = type_name(any_message.type_url)
     for kind in kinds:
         if kind.DESCRIPTOR.full_name == wanted:
-            return kind.FromString(any_message.value)
+            try:
+                return kind.FromString(any_message.value)
+            except DecodeError as error:
+                raise InvalidArgument(f"{wanted}: {error}") from error
     names = " or ".join(kind.DESCRIPTOR.full_name for kind in kinds)
     raise InvalidArgument(f"{wanted or 'an empty message'} where {names} is expected")

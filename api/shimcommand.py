@@ -212,9 +212,7 @@ def _say_info() -> None:
     try:
         options = AnyMessage.FromString(told) if told else None
         info = runtime_info("io.containerd.holdfast.v1", options)
-    except DecodeError as error:
-        sys.exit(f"{NAME}: standard input is no options: {error}")
-    except Refusal as error:
+    except (DecodeError, Refusal) as error:
         sys.exit(f"{NAME}: {error}")
     sys.stdout.buffer.write(info.SerializeToString())
 

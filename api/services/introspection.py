@@ -14,7 +14,7 @@ from ...actors.errors import FailedPrecondition, NotFound, Unimplemented, Unknow
 from ...runtime.foreign import find_binary, is_foreign, shim_info
 from ...storage.filters import compile_filters
 from ...storage.platform import host as host_platform
-from ..anys import type_name
+from ..anys import type_name, unpack
 from ..grpc.call import Context
 from ..grpc.service import Service, implement
 from ..host import Host
@@ -73,7 +73,8 @@ async def _extra(plugin: Plugin, options: AnyMessage) -> types.RuntimeInfo:
         raise Unimplemented("plugin does not provided extra information: not implemented")
     if type_name(options.type_url) != types.RuntimeRequest.DESCRIPTOR.full_name:
         raise Unimplemented(f"unknown request type {options.type_url}: not implemented")
-    request = types.RuntimeRequest.FromString(options.value)
+    request = unpack(options, types.RuntimeRequest)
+    assert isinstance(request, types.RuntimeRequest)
     given = request.options if request.HasField("options") else None
     if not is_foreign(request.runtime_path):
         name = request.runtime_path or RUNTIME_NAME

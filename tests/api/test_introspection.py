@@ -262,6 +262,14 @@ async def test_what_it_cannot_tell_is_refused(client: Client) -> None:
         await client.info(RUNTIME, "task", types.Mount())
     with pytest.raises(NotFound, match="runtime path"):
         await client.info(RUNTIME, "task", types.RuntimeRequest(runtime_path="/bin/kata"))
+    torn = AnyMessage(type_url="containerd.types.RuntimeRequest", value=b"\x0a\xff")
+    request = pb.PluginInfoRequest(type=RUNTIME, id="task", options=torn)
+    with pytest.raises(InvalidArgument, match=r"containerd\.types\.RuntimeRequest: "):
+        await client.channel.unary(f"{SERVICE}PluginInfo", request, pb.PluginInfoResponse)
+    for value in (b"\x0a\xff", b"{torn"):
+        options = AnyMessage(type_url="containerd.runc.v1.Options", value=value)
+        with pytest.raises(InvalidArgument, match=r"containerd\.runc\.v1\.Options: "):
+            await client.info(RUNTIME, "task", types.RuntimeRequest(options=options))
     missing = packed(runc_pb2.Options(binary_name="no-such-runtime"))
     with pytest.raises(NotFound, match="no-such-runtime"):
         await client.info(RUNTIME, "task", types.RuntimeRequest(options=missing))
