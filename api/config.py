@@ -6,7 +6,7 @@ in the file is refused by name, so that a typing error is never a silent default
 
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final, cast
@@ -28,7 +28,9 @@ NOT_NEGATIVE: Final = (
 )
 GC_SHARE_MAX: Final = 0.5
 SHARING: Final = ("shared", "isolated")
-PROXY_TYPES: Final = ("snapshot",)
+# How long one call may take, where nothing is said, of each type of proxy plugin.
+PROXY_WITHIN_S: Final[Mapping[str, float]] = {"snapshot": 60.0, "content": 10.0, "diff": 600.0}
+PROXY_TYPES: Final = tuple(PROXY_WITHIN_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +38,14 @@ class ProxyPlugin:
     """A part that another process serves, as in containerd's `[proxy_plugins.NAME]`."""
 
     type: str
-    """`snapshot`: a snapshotter by containerd.services.snapshots.v1."""
+    """`snapshot`: a snapshotter by containerd.services.snapshots.v1; `content`: a source of blobs
+    by containerd.services.content.v1; `diff`: a differ by containerd.services.diff.v1."""
     address: str
     """Its unix socket."""
     snapshotter: str = ""
-    """By which name the other side knows it; that of the plugin unless given."""
+    """By which name the other side knows a snapshotter; that of the plugin unless given."""
+    media_types: Sequence[str] = ()
+    """For which media types a differ is asked before our own."""
     within_s: float = 60.0
     """How long one call may take."""
 
@@ -79,6 +84,8 @@ class Config:
     """Parts that other processes serve, by name: `[proxy_plugins.NAME]`."""
     lend_snapshots: str = ""
     """A further unix socket, where another containerd finds the snapshotter as a proxy plugin."""
+    lend_content: str = ""
+    """The same for the content store; both may be lent on one socket."""
     log_binaries: Path = Path("/usr/local/lib/holdfast/loggers")
     """The folder whose programs clients may name by `binary://`; it need not exist."""
     content_sharing: str = "shared"
@@ -178,17 +185,35 @@ def _proxy_plugin(name: str, table: object, source: str) -> ProxyPlugin:
     given = dict(cast("Mapping[str, object]", table))
     kind = _as(str, f"{name}.type", given.pop("type", ""), source)
     address = _as(str, f"{name}.address", given.pop("address", ""), source)
-    snapshotter = _as(str, f"{name}.snapshotter", given.pop("snapshotter", ""), source)
-    within_s = _as(float, f"{name}.within_s", given.pop("within_s", 60.0), source)
-    for key in given:
-        raise InvalidArgument(f"{source}: unknown setting {f'{name}.{key}'!r}")
     if kind not in PROXY_TYPES:
         raise InvalidArgument(f"{source}: {name}.type is one of {', '.join(PROXY_TYPES)}")
+    within_s = _as(float, f"{name}.within_s", given.pop("within_s", PROXY_WITHIN_S[kind]), source)
+    snapshotter = ""
+    media_types: Sequence[str] = ()
+    if kind == "snapshot":
+        snapshotter = _as(str, f"{name}.snapshotter", given.pop("snapshotter", ""), source)
+    if kind == "diff":
+        media_types = _words(f"{name}.media_types", given.pop("media_types", []), source)
+    for key in given:
+        raise InvalidArgument(f"{source}: unknown setting {f'{name}.{key}'!r}")
     if not Path(address.removeprefix("unix://")).is_absolute():
         raise InvalidArgument(f"{source}: {name}.address must be the path of a socket")
-    if within_s <= 0:
-        raise InvalidArgument(f"{source}: {name}.within_s must be above 0")
-    return ProxyPlugin(type=kind, address=address, snapshotter=snapshotter, within_s=within_s)
+    if not 0 < within_s < math.inf:
+        raise InvalidArgument(f"{source}: {name}.within_s must be above 0, and not endless")
+    return ProxyPlugin(
+        type=kind,
+        address=address,
+        snapshotter=snapshotter,
+        media_types=media_types,
+        within_s=within_s,
+    )
+
+
+def _words(key: str, value: object, source: str) -> Sequence[str]:
+    if not isinstance(value, list | tuple):
+        raise InvalidArgument(f"{source}: {key} must be a list of strings, not {value!r}")
+    words = cast("Sequence[object]", value)
+    return tuple(_as(str, key, word, source) for word in words)
 
 
 def _as(kind: type, key: str, value: object, source: str) -> Any:

@@ -25,7 +25,7 @@ import structlog
 import trio
 
 from ..actors.actor import Actor
-from ..actors.errors import InvalidArgument, NotFound, Refusal
+from ..actors.errors import NotFound, Refusal
 from ..actors.exits import KILL
 from ..actors.reference import Ref
 from ..actors.system import System
@@ -48,6 +48,7 @@ from ..storage.collector import Collector, Pace, Reclaim
 from ..storage.containers import Container, Containers
 from ..storage.content import ContentStore
 from ..storage.contentfaults import ContentFaults
+from ..storage.differs import Differs
 from ..storage.events import EventLog
 from ..storage.expiry import stamp_anew
 from ..storage.faults import FaultKeeper, Faults
@@ -63,6 +64,7 @@ from ..storage.sandboxes import SandboxStore
 from ..storage.snapshotfaults import SnapshotFaults
 from ..storage.snapshots import Driver, Snapshots
 from ..storage.snapshotter import Mount, Snapshotter, find_snapshotter
+from ..storage.sourcedcontent import SourcedContent
 from ..storage.store import Store
 from ..storage.transfer import Transfers
 from ..storage.workers import Worker, Workers
@@ -78,8 +80,7 @@ from .foreignshim import ShimWire
 from .identity import lasting_uuid
 from .log import set_up_logging
 from .newtask import NewTasks
-from .proxies.proxy import Proxy
-from .proxies.snapshots import ProxiedSnapshots
+from .proxies.plugins import differs_of, snapshotters_of, sources_of
 from .rootlock import root_lock
 from .tree import EXECS, INGESTS, TASKS, WORKERS, host_tree
 from .treetext import node_to, tree_lines
@@ -129,6 +130,7 @@ class Host:
     images: Images
     leases: Leases
     content: ContentStore
+    differs: Differs
     snapshotters: Mapping[str, Snapshots | RemoteSnapshots]
     absent: Mapping[str, Refusal]
     """Why a snapshotter that we have a driver for does not work here."""
@@ -427,21 +429,20 @@ async def build(config: Config, system: System, store: Store, *, serves: bool = 
     own = [Snapshots(store, driver, config.root / driver.name, workers) for driver in drivers]
     host_uuid = lasting_uuid(config.root)
     snapshotters: dict[str, Snapshots | RemoteSnapshots] = {one.name: one for one in own}
-    for name, plugin in config.proxy_plugins.items():
-        if name in snapshotters:
-            raise InvalidArgument(f"proxy_plugins.{name}: there is a snapshotter of this name")
-        proxy = Proxy(name, plugin.address, plugin.within_s)
-        remote = ProxiedSnapshots(proxy, plugin.snapshotter or name)
-        snapshotters[name] = RemoteSnapshots(store, name, remote, host_uuid)
-    content = await ContentStore.open(
+    snapshotters.update(snapshotters_of(config, store, host_uuid, tuple(snapshotters)))
+    sources = sources_of(config)
+    content = await (SourcedContent if sources else ContentStore).open(
         config.root / "content",
         store,
         spawn=partial(_spawn, system, INGESTS, IngestActor),
         isolated=config.content_sharing == "isolated",
     )
+    if isinstance(content, SourcedContent):
+        content.sources = sources
+    differs = Differs(content, workers, differs_of(config))
     images, containers = Images(store), Containers(store)
     leases = Leases(store)
-    image_keeper = ImageKeeper(content, images, leases, workers)
+    image_keeper = ImageKeeper(content, images, leases, differs)
     foreign = _foreign(config) if serves else None
     task_faults = TaskFaults(store, config.state, spawn_shim, foreign)
     ground = Ground(
@@ -480,6 +481,7 @@ async def build(config: Config, system: System, store: Store, *, serves: bool = 
         images=images,
         leases=leases,
         content=content,
+        differs=differs,
         snapshotters=snapshotters,
         absent=absent,
         activations=activations,
@@ -491,7 +493,7 @@ async def build(config: Config, system: System, store: Store, *, serves: bool = 
             content,
             images,
             leases,
-            workers,
+            differs,
             partial(find_snapshotter, snapshotters, config.snapshotter),
         ),
         ground=ground,

@@ -12,6 +12,7 @@ from ..storage.native import Native
 from ..storage.overlay import Overlay
 from .config import MOUNTS_NAME
 from .host import Host
+from .proxies.plugins import of_type
 
 CONTENT = "io.containerd.content.v1"
 DIFFER = "io.containerd.differ.v1"
@@ -45,6 +46,9 @@ REQUIRES: Mapping[str, Sequence[str]] = {
 }
 # Those bound to what the machine runs.
 NATIVE: Collection[str] = (DIFFER, RUNTIME, SNAPSHOTTER)
+
+PROXIED: Mapping[str, str] = {"snapshot": SNAPSHOTTER, "content": CONTENT, "diff": DIFFER}
+"""The type of part that a proxy plugin is, by its type in the configuration."""
 
 SNAPSHOTTERS = (Native.name, Overlay.name)
 """What we have drivers for, whether or not they work here."""
@@ -117,6 +121,10 @@ def plugins_of(host: Host, packages: Collection[str]) -> Sequence[Plugin]:
     }
     found = [Plugin(type=type, id=id, exports=exports.get(type, {})) for type, id in SINGLE.items()]
     found += _snapshotters(host)
+    found += [
+        Plugin(type=PROXIED[proxy.type], id=name, exports={"address": proxy.address})
+        for name, proxy in config.proxy_plugins.items()
+    ]
     for package in packages:
         name = package.removeprefix(CONTAINERDS).partition(".")[0]
         if package in GRPC_NAMES or package.startswith(CONTAINERDS):
@@ -128,9 +136,9 @@ def plugins_of(host: Host, packages: Collection[str]) -> Sequence[Plugin]:
 
 
 def _snapshotters(host: Host) -> Sequence[Plugin]:
-    proxies = host.config.proxy_plugins
-    own = {*SNAPSHOTTERS, *host.snapshotters} - proxies.keys()
-    found = [
+    proxied = of_type(host.config, "snapshot").keys()
+    own = {*SNAPSHOTTERS, *host.snapshotters} - proxied
+    return [
         Plugin(
             type=SNAPSHOTTER,
             id=name,
@@ -139,9 +147,6 @@ def _snapshotters(host: Host) -> Sequence[Plugin]:
         )
         for name in sorted(own)
     ]
-    for name, proxy in proxies.items():
-        found.append(Plugin(type=SNAPSHOTTER, id=name, exports={"address": proxy.address}))
-    return found
 
 
 def is_part(name: str) -> bool:

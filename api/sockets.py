@@ -6,7 +6,7 @@ and close first, so that no request meets a half-built house.
 """
 
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import trio
 
 from ..actors.actor import Actor
 from ..runtime.missed import Missed
+from ..storage.lentcontent import LentContent
 from ..storage.lentsnapshots import LentSnapshots
 from ..supervision.spec import ChildSpec
 from .grpc.server import GrpcServer, listen_unix
@@ -70,7 +71,7 @@ def services(host: Host) -> Sequence[Service]:
         leases.service(host.leases, host.collector),
         snapshots.service(host.snapshotter),
         mounts.service(host.activations),
-        diff.service(host.content, host.workers),
+        diff.service(host.differs),
         tasks.service(host.tasks, host.containers),
         sandboxes.store_service(host.sandbox_store),
         sandboxes.controller_service(host.sandboxes, host.sandbox_store),
@@ -82,6 +83,19 @@ def services(host: Host) -> Sequence[Service]:
     packages = {name.rpartition(".")[0] for name in _names(offered)}
     offered.append(introspection.service(host, packages | {INTROSPECTION, HEALTH}))
     return [*offered, health.service(_names(offered))]
+
+
+def lent(host: Host) -> Mapping[Path, Sequence[Service]]:
+    """What another containerd may borrow, by the socket where it finds it."""
+    config = host.config
+    offers: dict[Path, list[Service]] = {}
+    if config.lend_snapshots:
+        part = snapshots.lent(LentSnapshots(host.snapshotter()))
+        offers.setdefault(Path(config.lend_snapshots), []).append(part)
+    if config.lend_content:
+        part = content.lent(LentContent(host.content))
+        offers.setdefault(Path(config.lend_content), []).append(part)
+    return offers
 
 
 def _names(offered: Sequence[Service]) -> frozenset[str]:
@@ -100,9 +114,8 @@ class Sockets(Actor):
         self._ttrpc = TtrpcServer([events.ttrpc_service(host.events, host.tasks)])
         shims = Path(config.ttrpc_address or f"{config.address}{TTRPC_SUFFIX}")
         self._servers: dict[Path, Serve] = {shims: self._ttrpc.serve}
-        if config.lend_snapshots:
-            lent = snapshots.lent(LentSnapshots(host.snapshotter()))
-            self._servers[Path(config.lend_snapshots)] = GrpcServer([lent]).serve
+        for path, parts in lent(host).items():
+            self._servers[path] = GrpcServer(parts).serve
         if config.debug_address:
             from . import debug  # what it imports, few daemons need
 

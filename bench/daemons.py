@@ -1,6 +1,7 @@
 """The daemons that clients are tested and measured against: ours, and Debian's containerd."""
 
 import contextlib
+import json
 import os
 import shlex
 import signal
@@ -8,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ state = "{base}/state"
 disabled_plugins = [
   "io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.btrfs",
   "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper",
-  "io.containerd.snapshotter.v1.aufs",
+  "io.containerd.snapshotter.v1.aufs", {disabled}
 ]
 [grpc]
 address = "{base}/daemon.sock"
@@ -49,15 +50,19 @@ def command(
     for_crun: bool = False,
     log_level: str = "info",
     settings: str = "",
+    disabled: Sequence[str] = (),
 ) -> list[str]:
     """The command line that starts a daemon of this kind below `base`.
 
     `for_crun` says that containerd will be asked for crun; Holdfast's shims see to it themselves.
-    `settings` are further lines of its configuration file.
+    `settings` are further lines of its configuration file, `disabled` further parts that
+    containerd does without.
     """
     config = base / "config.toml"
     if kind == "containerd":
-        config.write_text(CONTAINERD_CONFIG.format(base=base) + settings)
+        config.write_text(
+            CONTAINERD_CONFIG.format(base=base, disabled=json.dumps([*disabled])[1:-1]) + settings
+        )
         words = ["containerd", "--config", str(config), "--log-level", "warn"]
         if for_crun:
             shell = ["sh", "-c", WITHOUT_UNIFIED + shlex.join(words)]
@@ -81,6 +86,7 @@ def running(
     log_level: str = "info",
     containers_live_on: bool = False,
     settings: str = "",
+    disabled: Sequence[str] = (),
 ) -> Iterator[Daemon]:
     """Start the daemon, wait until it accepts, end it afterwards and wait for its end.
 
@@ -90,7 +96,14 @@ def running(
     log = base / "daemon.log"
     with log.open("ab") as output:
         process = subprocess.Popen(
-            command(kind, base, for_crun=for_crun, log_level=log_level, settings=settings),
+            command(
+                kind,
+                base,
+                for_crun=for_crun,
+                log_level=log_level,
+                settings=settings,
+                disabled=disabled,
+            ),
             stdout=output,
             stderr=output,
             start_new_session=True,

@@ -209,6 +209,16 @@ class ContentStore:
             await self.store.write(work)
             await self._drop_file(parsed)
 
+    async def obtain(self, namespace: str, digest: str, *, lease: str = "") -> bool:
+        """Whether the namespace has the blob. A store with sources brings it first, and then lets
+        the lease hold it: `sourcedcontent.py`."""
+        check_namespace(namespace)
+        return self.has(namespace, parse_digest(digest))
+
+    async def hold(self, namespace: str, digest: Digest, lease: str) -> bool:
+        """Let the lease hold a blob; whether it is there."""
+        return await self.store.write(partial(_hold, namespace, digest, lease))
+
     async def reclaim(self, garbage: Garbage) -> None:
         """Remove from the disk what a collection forgot: a blob or an ingest."""
         match garbage.kind:
@@ -333,7 +343,7 @@ class ContentStore:
             if (
                 digest is not None
                 and self.has(namespace, digest)
-                and await self.store.write(partial(_hold, namespace, digest, lease))
+                and await self.hold(namespace, digest, lease)
             ):
                 raise AlreadyExists(f"content {digest}: already exists")
             shared = self._shareable(digest, total)

@@ -137,6 +137,7 @@ async def _collect(
     """Add all that a target needs to `blobs`; the manifests, the best first."""
     if depth < 0:
         raise FailedPrecondition(f"index {target.digest}: nested too deeply")
+    await content.obtain(namespace, target.digest)
     info = content.info(namespace, target.digest)
     blobs[target.digest] = replace(target, size=info.size)
     raw = await content.read_all(namespace, target.digest)
@@ -145,6 +146,7 @@ async def _collect(
         for child in pointed:
             if blobs.distributable_only and child.media_type.startswith(FOREIGN_LAYERS):
                 continue
+            await content.obtain(namespace, child.digest)
             size = content.info(namespace, child.digest).size
             blobs[child.digest] = replace(child, size=size)
         return [target]

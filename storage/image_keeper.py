@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from ..actors.errors import AlreadyExists, InvalidArgument, NotFound
 from .content import ContentStore
+from .differs import Differs
 from .exporter import export_archive
 from .image_config import is_reserved
 from .images import Image, Images
@@ -23,19 +24,18 @@ from .leases import Leases
 from .platform import host
 from .snapshotter import Snapshotter
 from .unpack import Resolved, is_unpacked, resolve, unpack
-from .workers import Workers
 
 
 class ImageKeeper:
     """The verbs. `snapshotters` are found by the caller."""
 
     def __init__(
-        self, content: ContentStore, images: Images, leases: Leases, workers: Workers
+        self, content: ContentStore, images: Images, leases: Leases, differs: Differs
     ) -> None:
         self._content = content
         self._images = images
         self._leases = leases
-        self._workers = workers
+        self._differs = differs
 
     async def take_in(
         self, namespace: str, source: BinaryIO, *, base_name: str = ""
@@ -76,7 +76,7 @@ class ImageKeeper:
             return await unpack(
                 self._content,
                 snapshotter,
-                self._workers.apply,
+                self._differs.apply,
                 namespace,
                 image.target,
                 host(),

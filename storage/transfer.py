@@ -22,6 +22,7 @@ from ..actors.errors import AlreadyExists, NotFound, Unimplemented
 from .archive import image_name
 from .content import ContentStore
 from .descriptor import Descriptor, read_index
+from .differs import Differs
 from .exporter import export_archive
 from .images import Image, Images
 from .importer import Source, import_archive
@@ -29,7 +30,6 @@ from .leases import Leases
 from .platform import Platform, host
 from .snapshotter import Snapshotter
 from .unpack import unpack
-from .workers import Workers
 
 if TYPE_CHECKING:
     from .registry.auth import AskCredentials
@@ -111,13 +111,13 @@ class Transfers:
         content: ContentStore,
         images: Images,
         leases: Leases,
-        workers: Workers,
+        differs: Differs,
         snapshotter: Callable[[str], Snapshotter],
     ) -> None:
         self.content = content
         self._images = images
         self._leases = leases
-        self._workers = workers
+        self._differs = differs
         self._snapshotter = snapshotter
 
     async def take_in(
@@ -283,7 +283,7 @@ class Transfers:
                 await unpack(
                     self.content,
                     self._snapshotter(wanted.snapshotter),
-                    self._workers.apply,
+                    self._differs.apply,
                     namespace,
                     target,
                     wanted.platform,

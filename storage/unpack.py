@@ -20,7 +20,6 @@ finds the snapshot and drops his own.
 import os
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import trio
@@ -28,7 +27,6 @@ import trio
 from ..actors.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from .content import ContentStore
 from .descriptor import (
-    OCI_LAYER,
     Descriptor,
     Manifest,
     children,
@@ -38,10 +36,9 @@ from .descriptor import (
     read_index,
     read_manifest,
 )
-from .digest import Digest, parse_digest
+from .digest import Digest
 from .document import Document
 from .image_config import ImageConfig, chain_ids, read_image_config
-from .layer import Applied
 from .mounts import Mount
 from .platform import Platform, choose, rank
 from .snapshotter import Snapshotter
@@ -55,12 +52,12 @@ CLEAN_WITHIN_S = 30.0
 
 
 class Apply(Protocol):
-    """Applies a layer's blob onto mounts, in a worker process: `Workers.apply`."""
+    """Applies a layer onto mounts: `Differs.apply`."""
 
     def __call__(
-        self, blob: Path, media_type: str, mounts: Sequence[Mount], /
-    ) -> Awaitable[Applied]:
-        """The digest and the size of the uncompressed layer."""
+        self, namespace: str, layer: Descriptor, mounts: Sequence[Mount], /
+    ) -> Awaitable[Descriptor]:
+        """The descriptor of the uncompressed layer."""
         ...
 
 
@@ -127,7 +124,7 @@ async def _manifests(
     found: list[Descriptor] = []
     for candidate in (*choose(named, platform), *unnamed):
         # An image brought in for one platform lists the others without having them.
-        if not content.has(namespace, candidate.digest):
+        if not await content.obtain(namespace, candidate.digest):
             continue
         if is_manifest(candidate.media_type) or is_index(candidate.media_type):
             found += await _manifests(content, namespace, candidate, platform, depth - 1)
@@ -145,8 +142,9 @@ async def unpack(
     lease: str = "",
 ) -> Resolved:
     """Unpack an image for a platform; its top snapshot is the result's `chain_id`."""
-    await label_children(content, namespace, target)
     image = await resolve(content, namespace, target, platform)
+    # Afterwards: what another process had is here by now.
+    await label_children(content, namespace, target)
     parent = ""
     for layer, diff_id, chain_id in zip(
         image.manifest.layers,
@@ -201,7 +199,7 @@ async def _unpack_layer(
         raise
     committed = False
     try:
-        applied = await apply_descriptor(content, apply, namespace, layer, mounts)
+        applied = await apply(namespace, layer, mounts)
         if applied.digest != diff_id:
             raise FailedPrecondition(
                 f"wrong diff id calculated on extraction {applied.digest},"
@@ -219,24 +217,10 @@ async def _unpack_layer(
                     await snapshotter.remove(namespace, key)
                 except NotFound:
                     pass  # a collection was faster
-    await content.update(
-        namespace, layer.digest, {UNCOMPRESSED: diff_id}, [f"labels.{UNCOMPRESSED}"]
-    )
-
-
-async def apply_descriptor(
-    content: ContentStore,
-    apply: Apply,
-    namespace: str,
-    layer: Descriptor,
-    mounts: Sequence[Mount],
-) -> Descriptor:
-    """Apply a layer's blob onto mounts; the descriptor of the uncompressed layer."""
-    async with await content.open_blob(namespace, layer.digest) as blob:
-        applied = await apply(blob.path, layer.media_type, mounts)
-    return Descriptor(
-        media_type=OCI_LAYER, digest=parse_digest(applied.diff_id), size=applied.size_bytes
-    )
+    if content.has(namespace, layer.digest):  # or a differ of another process has read it there
+        await content.update(
+            namespace, layer.digest, {UNCOMPRESSED: diff_id}, [f"labels.{UNCOMPRESSED}"]
+        )
 
 
 async def label_children(content: ContentStore, namespace: str, target: Descriptor) -> None:

@@ -213,7 +213,7 @@ def settings(document: Table, about: str) -> tuple[Config, Sequence[str]]:
     chosen["proxy_plugins"] = proxies
     remarks += others
     snapshotter = at(document, SNAPSHOTTER) or Config().snapshotter
-    if snapshotter in (*SNAPSHOTTERS, *proxies):
+    if snapshotter in SNAPSHOTTERS or at(proxies, (snapshotter, "type")) == "snapshot":
         chosen["snapshotter"] = snapshotter
     else:
         remarks.append(f"{dotted(SNAPSHOTTER)}: there is no snapshotter {snapshotter!r}")
@@ -243,7 +243,7 @@ def _proxies(tables: Table) -> tuple[Table, Sequence[str]]:
     remarks: list[str] = []
     for name, table in tables.items():
         kind, address = at(tables, (name, "type")), at(tables, (name, "address"))
-        if name in SNAPSHOTTERS:
+        if name in SNAPSHOTTERS and kind == "snapshot":
             remarks.append(f"proxy_plugins.{name}: there is a snapshotter of this name")
         elif not isinstance(table, dict):
             proxies[name] = table  # to be refused by its name

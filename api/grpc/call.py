@@ -21,6 +21,9 @@ from .stream import Stream
 NAMESPACE = "containerd-namespace"
 LEASE = "containerd-lease"
 FROM_SHIM = "holdfast-from-shim"
+# Ours: what is not there is to be looked up nowhere else. Two daemons that are each other's
+# source of content would wait for one another.
+LOCAL = "holdfast-local"
 
 M = TypeVar("M", bound=Message)
 Request = TypeVar("Request", bound=Message)
@@ -78,6 +81,10 @@ class Context:
     def lease(self) -> str | None:
         """The lease under which the call's resources are to be kept; None without one."""
         return self.text(LEASE) or None
+
+    def is_local(self) -> bool:
+        """Whether the caller wants to know what is here, and not what could be brought."""
+        return bool(self.text(LOCAL))
 
     def text(self, name: str) -> str:
         """One value of the metadata, empty when it is absent."""

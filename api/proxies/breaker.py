@@ -21,6 +21,7 @@ class Breaker:
     """One other side's. Times are of any clock that does not jump, in seconds."""
 
     about: str
+    failures_max: int = FAILURES_MAX
     failures: int = 0
     pause_s: float = 0.0
     opens_at_s: float = 0.0
@@ -46,7 +47,7 @@ class Breaker:
         """It did not answer."""
         self.failures += 1
         self.reason = reason
-        if self.failures >= FAILURES_MAX:
+        if self.failures >= self.failures_max:
             self.pause_s = min(max(self.pause_s * 2, PAUSE_FIRST_S), PAUSE_CAP_S)
             self.opens_at_s = now_s + self.pause_s
         self.probing = False

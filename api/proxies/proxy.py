@@ -4,7 +4,7 @@ A call has a connection of its own, so that a hung one holds up no other, and a 
 started anew is found without anyone noticing.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -12,8 +12,9 @@ import trio
 from google.protobuf.message import Message
 
 from ...actors.errors import DeadlineExceeded, Unavailable
+from ..grpc.call import NAMESPACE
 from ..grpc.client import Channel, ClientCall
-from .breaker import Breaker
+from .breaker import FAILURES_MAX, Breaker
 
 Answer = TypeVar("Answer", bound=Message)
 
@@ -22,11 +23,20 @@ class Proxy:
     """A plugin's address. Unavailable when nobody answers there, DeadlineExceeded when not in
     time, else whatever it answers."""
 
-    def __init__(self, name: str, address: str, within_s: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        address: str,
+        within_s: float,
+        *,
+        failures_max: int = FAILURES_MAX,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
         self.within_s = within_s
         self._address = address.removeprefix("unix://")
-        self._breaker = Breaker(f"proxy plugin {name} at {self._address}")
+        self._breaker = Breaker(f"proxy plugin {name} at {self._address}", failures_max)
+        self._metadata = metadata or {}
 
     async def unary(
         self, method: str, request: Message, answer: type[Answer], namespace: str = ""
@@ -34,7 +44,7 @@ class Proxy:
         """One request, one answer."""
         async with self._asking() as channel:
             return await channel.unary(
-                method, request, answer, _metadata(namespace), timeout_s=self.within_s
+                method, request, answer, self._told(namespace), timeout_s=self.within_s
             )
 
     @asynccontextmanager
@@ -43,7 +53,7 @@ class Proxy:
     ) -> AsyncGenerator[ClientCall[Answer]]:
         """A call of any kind; the deadline is for all of it."""
         async with self._asking() as channel:
-            metadata = _metadata(namespace)
+            metadata = self._told(namespace)
             async with channel.stream(method, answer, metadata, self.within_s) as call:
                 yield call
 
@@ -65,6 +75,5 @@ class Proxy:
             raise
         breaker.answered()
 
-
-def _metadata(namespace: str) -> dict[str, str]:
-    return {"containerd-namespace": namespace} if namespace else {}
+    def _told(self, namespace: str) -> dict[str, str]:
+        return {**self._metadata, NAMESPACE: namespace} if namespace else {**self._metadata}

@@ -5,6 +5,8 @@ or commit, and each is answered with where the ingest is now. Leaving the stream
 written, and the next stream goes on from there.
 """
 
+from collections.abc import Callable
+
 from google.protobuf.empty_pb2 import Empty
 
 from ...actors.errors import AlreadyExists, InvalidArgument, NotFound, OutOfRange
@@ -12,6 +14,7 @@ from ...storage.content import ContentInfo, ContentStore, IngestStatus
 from ...storage.digest import fault_of_digest, parse_digest
 from ...storage.ingest import Ingest
 from ...storage.labels import quoted
+from ...storage.lentcontent import LentContent, LentIngest
 from ..anys import timestamp
 from ..grpc.call import Call, Context
 from ..grpc.service import Service, implement
@@ -20,20 +23,40 @@ from .words import said_first
 
 BATCH = 100
 
+AnyContent = ContentStore | LentContent
+AnyIngest = Ingest | LentIngest
 WriteCall = Call[pb.WriteContentRequest, pb.WriteContentResponse]
 
 
-def service(content: ContentStore) -> Service:
+def lent(content: LentContent) -> Service:
+    """The service for another daemon, which uses it as its proxy plugin: where it cleans up,
+    without a namespace."""
+    return service(content, lambda _: "")
+
+
+def service(
+    content: AnyContent,
+    namespace_of: Callable[[Context], str] = Context.namespace,
+) -> Service:
     """The service over this store."""
+
+    async def look_up(context: Context, digest: str) -> None:
+        """Bring a blob that only another process has, unless that is who asks."""
+        namespace = namespace_of(context)
+        if context.is_local():
+            content.info(namespace, digest)
+        else:
+            await content.obtain(namespace, digest, lease=context.lease() or "")
 
     async def info(request: pb.InfoRequest, context: Context) -> pb.InfoResponse:
         digest = parse_digest(request.digest)
-        return pb.InfoResponse(info=info_to(content.info(context.namespace(), digest)))
+        await look_up(context, digest)
+        return pb.InfoResponse(info=info_to(content.info(namespace_of(context), digest)))
 
     async def update(request: pb.UpdateRequest, context: Context) -> pb.UpdateResponse:
         digest = parse_digest(request.info.digest)
         updated = await content.update(
-            context.namespace(),
+            namespace_of(context),
             digest,
             dict(request.info.labels),
             tuple(request.update_mask.paths),
@@ -44,7 +67,7 @@ def service(content: ContentStore) -> Service:
         request: pb.ListContentRequest, call: Call[pb.ListContentRequest, pb.ListContentResponse]
     ) -> None:
         batch: list[pb.Info] = []
-        for found in list(content.list(call.namespace(), list(request.filters))):
+        for found in list(content.list(namespace_of(call), list(request.filters))):
             batch.append(info_to(found))
             if len(batch) == BATCH:
                 await call.send(pb.ListContentResponse(info=batch))
@@ -55,7 +78,7 @@ def service(content: ContentStore) -> Service:
     async def delete(request: pb.DeleteContentRequest, context: Context) -> Empty:
         if fault := fault_of_digest(request.digest):
             raise InvalidArgument(fault)
-        await content.delete(context.namespace(), request.digest, lease=context.lease() or "")
+        await content.delete(namespace_of(context), request.digest, lease=context.lease() or "")
         return Empty()
 
     async def read(
@@ -63,7 +86,8 @@ def service(content: ContentStore) -> Service:
     ) -> None:
         if fault := fault_of_digest(request.digest):
             raise InvalidArgument(f"{request.digest}: {fault}")
-        async with await content.open_blob(call.namespace(), request.digest) as blob:
+        await look_up(call, request.digest)
+        async with await content.open_blob(namespace_of(call), request.digest) as blob:
             at, end = _range(request, blob.size)
             while at < end:
                 data = await blob.pread(at, end - at)
@@ -74,17 +98,17 @@ def service(content: ContentStore) -> Service:
 
     async def status(request: pb.StatusRequest, context: Context) -> pb.StatusResponse:
         with said_first(f"could not get status for ref {quoted(request.ref)}"):
-            found = await content.status(context.namespace(), request.ref)
+            found = await content.status(namespace_of(context), request.ref)
         return pb.StatusResponse(status=status_to(found))
 
     async def list_statuses(
         request: pb.ListStatusesRequest, context: Context
     ) -> pb.ListStatusesResponse:
-        found = await content.list_statuses(context.namespace(), list(request.filters))
+        found = await content.list_statuses(namespace_of(context), list(request.filters))
         return pb.ListStatusesResponse(statuses=[status_to(each) for each in found])
 
     async def abort(request: pb.AbortRequest, context: Context) -> Empty:
-        await content.abort(context.namespace(), request.ref)
+        await content.abort(namespace_of(context), request.ref)
         return Empty()
 
     async def write(call: WriteCall) -> None:
@@ -93,7 +117,7 @@ def service(content: ContentStore) -> Service:
             return
         if not first.ref:
             raise InvalidArgument("first message must have a reference")
-        await _Writing(content, call).run(first)
+        await _Writing(content, namespace_of(call), call).run(first)
 
     return implement(
         pb.DESCRIPTOR.services_by_name["Content"],
@@ -114,10 +138,10 @@ def service(content: ContentStore) -> Service:
 class _Writing:
     """One Write stream. Its answer keeps what an earlier message made known."""
 
-    def __init__(self, content: ContentStore, call: WriteCall) -> None:
+    def __init__(self, content: AnyContent, namespace: str, call: WriteCall) -> None:
         self._content = content
         self._call = call
-        self._namespace = call.namespace()
+        self._namespace = namespace
         self._lease = call.lease() or ""
         self._total = 0
         self._expected = ""
@@ -143,7 +167,7 @@ class _Writing:
                     return
                 request = await self._call.receive()
 
-    async def _take_wishes(self, ingest: Ingest, request: pb.WriteContentRequest) -> None:
+    async def _take_wishes(self, ingest: AnyIngest, request: pb.WriteContentRequest) -> None:
         """Digest and size may be told with any message; a later word wins."""
         if request.expected and request.expected != self._expected:
             self._expected = request.expected
@@ -158,7 +182,7 @@ class _Writing:
         if request.total > 0:
             self._total = request.total
 
-    async def _act(self, ingest: Ingest, request: pb.WriteContentRequest) -> None:
+    async def _act(self, ingest: AnyIngest, request: pb.WriteContentRequest) -> None:
         answer = self._answer
         match request.action:
             case pb.STAT:
@@ -175,11 +199,11 @@ class _Writing:
             case _:
                 answer.offset = (await ingest.state()).offset
 
-    async def _take_state(self, ingest: Ingest) -> None:
+    async def _take_state(self, ingest: AnyIngest) -> None:
         state = await ingest.state()
         self._answer.offset, self._answer.digest = state.offset, state.digest
 
-    async def _commit(self, ingest: Ingest, request: pb.WriteContentRequest) -> None:
+    async def _commit(self, ingest: AnyIngest, request: pb.WriteContentRequest) -> None:
         if request.data or request.offset:
             await ingest.write(request.data, request.offset)
         expected = parse_digest(self._expected) if self._expected else None

@@ -1,50 +1,44 @@
 """containerd.services.diff.v1: layers to directories and back."""
 
-from ...actors.errors import Unimplemented
-from ...storage.content import ContentStore
-from ...storage.descriptor import OCI_LAYER
-from ...storage.differ import make_layer
-from ...storage.workers import Workers
+from ...storage.containers import Opaque
+from ...storage.differs import Differs, Wanted
 from ..anys import nanoseconds
 from ..grpc.call import Context
 from ..grpc.service import Service, implement
 from ..proto.services import diff_pb2 as pb
-from ..proto.types_pb2 import Descriptor
-from ..types import descriptor_to, mounts_from
+from ..types import descriptor_from, descriptor_to, mounts_from
 
 
-def service(content: ContentStore, workers: Workers) -> Service:
-    """The service over these verbs; the work is done by worker processes."""
+def service(differs: Differs) -> Service:
+    """The service over these verbs."""
 
     async def apply(request: pb.ApplyRequest, context: Context) -> pb.ApplyResponse:
-        layer = request.diff
-        if request.payloads:
-            kinds = ", ".join(sorted(request.payloads))
-            raise Unimplemented(f"payloads for stream processors ({kinds[:200]}): not implemented")
-        async with await content.open_blob(context.namespace(), layer.digest) as blob:
-            applied = await workers.apply(
-                blob.path, layer.media_type, mounts_from(request.mounts), sync=request.sync_fs
-            )
-        return pb.ApplyResponse(
-            applied=Descriptor(
-                media_type=OCI_LAYER, digest=applied.diff_id, size=applied.size_bytes
-            )
+        applied = await differs.apply(
+            context.namespace(),
+            descriptor_from(request.diff),
+            mounts_from(request.mounts),
+            payloads={
+                kind: Opaque(type_url=payload.type_url, value=payload.value)
+                for kind, payload in request.payloads.items()
+            },
+            sync=request.sync_fs,
         )
+        return pb.ApplyResponse(applied=descriptor_to(applied))
 
     async def diff(request: pb.DiffRequest, context: Context) -> pb.DiffResponse:
         epoch_ns = None
         if request.HasField("source_date_epoch"):
             epoch_ns = nanoseconds(request.source_date_epoch)
-        made = await make_layer(
-            content,
-            workers,
+        made = await differs.diff(
             context.namespace(),
             mounts_from(request.left),
             mounts_from(request.right),
-            media_type=request.media_type,
-            ref=request.ref,
-            labels=dict(request.labels),
-            epoch_ns=epoch_ns,
+            Wanted(
+                media_type=request.media_type,
+                ref=request.ref,
+                labels=dict(request.labels),
+                epoch_ns=epoch_ns,
+            ),
             lease=context.lease() or "",
         )
         return pb.DiffResponse(diff=descriptor_to(made))

@@ -96,6 +96,7 @@ class _Push:
             await self._tell("exists", name, target)
             return
         await self._tell("uploading", name, target)
+        await self.content.obtain(self.namespace, target.digest)
         info = self.content.info(self.namespace, target.digest)
         if info.size != target.size:
             raise FailedPrecondition(

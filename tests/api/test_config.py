@@ -49,6 +49,26 @@ def test_the_file_changes_defaults_and_the_command_line_changes_both(tmp_path: P
             "proxy_plugins.x.within_s must be above 0",
         ),
         (
+            "[proxy_plugins.x]\ntype = 'content'\naddress = '/a'\nwithin_s = inf",
+            "proxy_plugins.x.within_s must be above 0, and not endless",
+        ),
+        (
+            "[proxy_plugins.x]\ntype = 'content'\naddress = '/a'\nsnapshotter = 'b'",
+            "unknown setting 'proxy_plugins.x.snapshotter'",
+        ),
+        (
+            "[proxy_plugins.x]\ntype = 'snapshot'\naddress = '/a'\nmedia_types = []",
+            "unknown setting 'proxy_plugins.x.media_types'",
+        ),
+        (
+            "[proxy_plugins.x]\ntype = 'diff'\naddress = '/a'\nmedia_types = 'a/b'",
+            "proxy_plugins.x.media_types must be a list of strings",
+        ),
+        (
+            "[proxy_plugins.x]\ntype = 'diff'\naddress = '/a'\nmedia_types = [1]",
+            "proxy_plugins.x.media_types must be a str",
+        ),
+        (
             "[proxy_plugins.x]\ntype = 'snapshot'\naddress = '/a'\nadress = '/b'",
             "unknown setting 'proxy_plugins.x.adress'",
         ),
@@ -72,8 +92,14 @@ def test_proxy_plugins_are_tables(tmp_path: Path) -> None:
         "[proxy_plugins.lazy]\ntype = 'snapshot'\naddress = 'unix:///run/lazy.sock'\n"
         "[proxy_plugins.other]\ntype = 'snapshot'\naddress = '/o'\nwithin_s = 5\n"
         "snapshotter = 'native'\n"
+        "[proxy_plugins.blobs]\ntype = 'content'\naddress = '/b'\n"
+        "[proxy_plugins.differ]\ntype = 'diff'\naddress = '/d'\nmedia_types = ['a/b', 'c/d']\n"
     )
     assert load(file, {}).proxy_plugins == {
+        "blobs": ProxyPlugin(type="content", address="/b", within_s=10.0),
+        "differ": ProxyPlugin(
+            type="diff", address="/d", media_types=("a/b", "c/d"), within_s=600.0
+        ),
         "lazy": ProxyPlugin(type="snapshot", address="unix:///run/lazy.sock"),
         "other": ProxyPlugin(type="snapshot", address="/o", snapshotter="native", within_s=5.0),
     }

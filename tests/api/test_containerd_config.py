@@ -121,6 +121,24 @@ def test_every_version_says_the_same(tmp_path: Path, text: str) -> None:
     assert config.proxy_plugins == {"far": ProxyPlugin(type="snapshot", address="/run/far.sock")}
 
 
+def test_proxy_plugins_of_each_type_are_had(tmp_path: Path) -> None:
+    text = "version = 2\n" + "".join(
+        f"[proxy_plugins.{name}]\ntype = '{kind}'\naddress = '/{name}.sock'\n"
+        for name, kind in (("native", "content"), ("far", "diff"))
+    )
+    config, remarks = from_text(tmp_path, text)
+    assert remarks == []
+    assert config.proxy_plugins == {
+        "native": ProxyPlugin(type="content", address="/native.sock", within_s=10.0),
+        "far": ProxyPlugin(type="diff", address="/far.sock", within_s=600.0),
+    }
+    # None of them is a snapshotter.
+    text += f"[plugins.'{CRI}'.containerd]\nsnapshotter = 'far'\n"
+    config, remarks = from_text(tmp_path, text)
+    assert config.snapshotter == "overlayfs"
+    assert "there is no snapshotter 'far'" in remarks[0]
+
+
 def test_the_first_versions_short_names_are_understood(tmp_path: Path) -> None:
     text = """
         disabled_plugins = ["cri", "diff-service"]
@@ -160,8 +178,8 @@ def test_without_a_file_the_defaults_hold(tmp_path: Path) -> None:
         ("version = 2\n[metrics]\naddress = 'x'", "no metrics are served"),
         ("version = 2\n[debug]\naddress = '/x'\nuid = 7", 'server.v1.debug": uid: no effect'),
         (
-            "version = 2\n[proxy_plugins.a]\ntype = 'content'\naddress = '/x'",
-            "proxy_plugins.a: type 'content': no effect here",
+            "version = 2\n[proxy_plugins.a]\ntype = 'sandbox'\naddress = '/x'",
+            "proxy_plugins.a: type 'sandbox': no effect here",
         ),
         (
             "version = 2\n[proxy_plugins.native]\ntype = 'snapshot'\naddress = '/x'",

@@ -26,6 +26,7 @@ from holdfast.actors.errors import (
     Unimplemented,
     Unknown,
 )
+from holdfast.api.config import ProxyPlugin
 from holdfast.api.grpc.client import Channel
 from holdfast.api.host import Host, embedded, open_host
 from holdfast.api.plugins import GRPC, SERVED, is_part
@@ -71,8 +72,8 @@ def packed(message: Message) -> AnyMessage:
 
 
 @asynccontextmanager
-async def a_daemon(base: Path) -> AsyncIterator[Client]:
-    config = embedded(base / "root", base / "state", {})
+async def a_daemon(base: Path, **settings: object) -> AsyncIterator[Client]:
+    config = embedded(base / "root", base / "state", settings)
     async with (
         open_host(replace(config, address=str(base / "sock")), serving) as host,
         Channel.connect(base / "sock") as channel,
@@ -137,6 +138,22 @@ async def test_a_snapshotter_that_does_not_work_says_why(tmp_path: Path) -> None
             assert answer.plugin == broken
     finally:
         unmount_all(str(at))
+
+
+async def test_proxy_plugins_are_parts_of_their_types(tmp_path: Path) -> None:
+    proxies = {
+        kind: ProxyPlugin(type=kind, address=f"/run/{kind}.sock")
+        for kind in ("snapshot", "content", "diff")
+    }
+    async with a_daemon(tmp_path, proxy_plugins=proxies) as client:
+        plugins = await client.plugins()
+    for type, kind in (
+        (SNAPSHOTTER, "snapshot"),
+        ("io.containerd.content.v1", "content"),
+        ("io.containerd.differ.v1", "diff"),
+    ):
+        assert dict(plugins[type, kind].exports) == {"address": f"/run/{kind}.sock"}
+        assert [found for found, id in plugins if id == kind and found != GRPC] == [type]
 
 
 async def test_filters_choose_among_them(client: Client) -> None:

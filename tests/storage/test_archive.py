@@ -30,6 +30,7 @@ from holdfast.storage.descriptor import (
     describe,
     read_manifest,
 )
+from holdfast.storage.differs import Differs
 from holdfast.storage.exporter import export_archive
 from holdfast.storage.image_keeper import ImageKeeper
 from holdfast.storage.images import Images
@@ -254,7 +255,8 @@ async def test_a_hostile_archive_is_refused_and_leaves_no_file(tmp_path: Path, w
 async def test_images_are_recorded_and_survive_a_collection(tmp_path: Path) -> None:
     async with opened(tmp_path) as content:
         images = Images(content.store)
-        keeper = ImageKeeper(content, images, Leases(content.store), Workers(1))
+        differs = Differs(content, Workers(1))
+        keeper = ImageKeeper(content, images, Leases(content.store), differs)
         (image,) = await keeper.take_in("ns", io.BytesIO(docker_archive()))
         assert image.name == NAME
         await Collector(content.store, {"content": content.reclaim}).collect()

@@ -12,17 +12,17 @@ from holdfast.actors.errors import AlreadyExists, FailedPrecondition, InvalidArg
 from holdfast.actors.system import System
 from holdfast.storage.collector import Collector
 from holdfast.storage.content import ContentStore
-from holdfast.storage.descriptor import OCI_LAYER, describe
+from holdfast.storage.descriptor import OCI_LAYER, Descriptor, describe
+from holdfast.storage.differs import Differs
 from holdfast.storage.image_keeper import ImageKeeper
 from holdfast.storage.images import Image, Images
-from holdfast.storage.layer import Applied
 from holdfast.storage.leases import Leases
 from holdfast.storage.mounts import Mount
 from holdfast.storage.native import Native
 from holdfast.storage.platform import Platform
 from holdfast.storage.snapshots import SnapshotKeeper, Snapshots
 from holdfast.storage.store import Store
-from holdfast.storage.unpack import apply_descriptor, resolve, unpack
+from holdfast.storage.unpack import resolve, unpack
 from holdfast.storage.workers import Workers
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -37,7 +37,10 @@ class House:
 
     def __init__(self, content: ContentStore, workers: Workers, snapshots: Snapshots) -> None:
         self.content, self.workers, self.snapshots = content, workers, snapshots
-        self.keeper = ImageKeeper(content, Images(content.store), Leases(content.store), workers)
+        self.differs = Differs(content, workers)
+        self.keeper = ImageKeeper(
+            content, Images(content.store), Leases(content.store), self.differs
+        )
 
     async def take_in(self, raw: bytes) -> Image:
         """The one image of an archive."""
@@ -101,8 +104,8 @@ async def test_a_layer_that_is_not_the_configs_is_refused(tmp_path: Path) -> Non
         image = await house.take_in(docker_archive())
         target = image.target
 
-        async def wrong(blob: Path, media_type: str, mounts: Sequence[Mount]) -> Applied:
-            return Applied(diff_id=sha256(b"wrong"), size_bytes=1, entries=1)
+        async def wrong(namespace: str, layer: Descriptor, mounts: Sequence[Mount]) -> Descriptor:
+            return describe(b"wrong", OCI_LAYER)
 
         with pytest.raises(FailedPrecondition, match="wrong diff id calculated on extraction"):
             await unpack(house.content, house.snapshots, wrong, "ns", target, AMD64)
@@ -114,14 +117,10 @@ async def test_a_layer_is_applied_by_its_descriptor(tmp_path: Path) -> None:
         raw = busybox_layers()[1]
         await house.content.write_blob("ns", "r", raw)
         mounts = await house.snapshots.prepare("ns", "k", "")
-        applied = await apply_descriptor(
-            house.content, house.workers.apply, "ns", describe(raw, OCI_LAYER), mounts
-        )
+        applied = await house.differs.apply("ns", describe(raw, OCI_LAYER), mounts)
         assert (applied.digest, applied.size) == (sha256(raw), len(raw))
         with pytest.raises(NotFound):
-            await apply_descriptor(
-                house.content, house.workers.apply, "ns", describe(b"none", OCI_LAYER), mounts
-            )
+            await house.differs.apply("ns", describe(b"none", OCI_LAYER), mounts)
 
 
 async def test_a_manifest_that_does_not_fit_its_config_is_refused(tmp_path: Path) -> None:
@@ -161,7 +160,7 @@ async def test_what_a_remote_snapshotter_has_is_not_applied(tmp_path: Path) -> N
                 seen.append(labels["containerd.io/snapshot.ref"])
                 raise AlreadyExists(key)
 
-        async def never(blob: Path, media_type: str, mounts: Sequence[Mount]) -> Applied:
+        async def never(namespace: str, layer: Descriptor, mounts: Sequence[Mount]) -> Descriptor:
             raise AssertionError
 
         done = await unpack(house.content, Remote(), never, "ns", image.target, AMD64)  # type: ignore[arg-type]
