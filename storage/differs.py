@@ -14,17 +14,22 @@ afterwards, or be had from a source of it (`sourcedcontent.py`).
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, TypeVar
 
+import trio
+
 from ..actors.errors import FailedPrecondition, Unimplemented
+from .compression import plain_pieces
 from .containers import Opaque
 from .content import ContentStore
 from .descriptor import OCI_LAYER, OCI_LAYER_GZIP, Descriptor
-from .differ import make_layer
-from .digest import parse_digest
+from .differ import COMPRESSIONS, make_layer
+from .digest import Digest, digest_from, new_hash, parse_digest
 from .labels import Labels
 from .mounts import Mount
-from .workers import Workers
+from .unpack import UNCOMPRESSED
+from .workers import APPLY_WITHIN_S, Workers
 
 Answer = TypeVar("Answer")
 
@@ -182,4 +187,27 @@ class Differs:
             )
         if lease:
             await content.hold(namespace, made.digest, lease)
+        # What it has told of the blob, it may have told its own store.
+        known = content.info(namespace, made.digest).labels
+        labels = {key: value for key, value in wanted.labels.items() if known.get(key) != value}
+        if COMPRESSIONS.get(made.media_type) and UNCOMPRESSED not in known:
+            labels[UNCOMPRESSED] = await self._diff_id(namespace, made.digest)
+        if labels:
+            paths = [f"labels.{key}" for key in labels]
+            await content.update(namespace, made.digest, labels, paths)
         return made
+
+    async def _diff_id(self, namespace: str, digest: str) -> Digest:
+        """The digest of a layer's plain bytes."""
+
+        def hashed(path: Path) -> Digest:
+            hash_ = new_hash()
+            with path.open("rb") as packed:
+                for piece in plain_pieces(packed):
+                    trio.from_thread.check_cancelled()
+                    hash_.update(piece)
+            return digest_from(hash_)
+
+        async with await self._content.open_blob(namespace, digest) as blob:
+            with trio.fail_after(APPLY_WITHIN_S):
+                return await trio.to_thread.run_sync(hashed, blob.path)

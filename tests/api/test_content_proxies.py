@@ -320,6 +320,8 @@ async def test_what_is_lent_is_kept_until_the_borrower_removes_it(tmp_path: Path
             wanted = pb.InfoRequest(digest=digest_of(b"not lent further"))
             with pytest.raises(NotFound):
                 await ask("Info", wanted, pb.InfoResponse)
+            with pytest.raises(NotFound):
+                await near.open_blob(NAMESPACE, wanted.digest)
             await ask("Delete", pb.DeleteContentRequest(digest=DIGEST), Empty)
             assert [info.size for info in near.list(NAMESPACE)] == [0]
 

@@ -60,7 +60,7 @@ class Far:
     async def diff(self, request: pb.DiffRequest, context: Context) -> pb.DiffResponse:
         self._note(request, request.media_type, context)
         if self.writes:
-            await self.content.write_blob("ns", request.ref, PACKED, labels=dict(request.labels))
+            await self.content.write_blob("ns", request.ref, PACKED)
         made = DescriptorMessage(
             media_type=request.media_type, digest=digest_of(PACKED), size=len(PACKED)
         )
@@ -163,6 +163,15 @@ async def test_another_is_asked_first_for_what_is_its_own(tmp_path: Path) -> Non
         house.far.digest = Digest("nonsense")
         with pytest.raises(InvalidArgument, match="answer of proxy plugin far"):
             await house.differs.apply("ns", layer, house.mounts)
+
+
+async def test_nobody_is_asked_twice(tmp_path: Path) -> None:
+    async with opened(tmp_path, [STRANGE]) as house:
+        house.far.knows = "nothing"
+        layer = await brought(house, RAW, STRANGE)
+        with pytest.raises(Unimplemented, match="no processor for media-type"):
+            await house.differs.apply("ns", layer, house.mounts)
+        assert len(house.far.asked) == 1
 
 
 async def test_what_another_packs_must_be_in_the_store(tmp_path: Path) -> None:

@@ -5,8 +5,11 @@ import gzip
 import hashlib
 import io
 import json
+import os
+import signal
 import subprocess
 import tarfile
+import time
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +26,7 @@ pytestmark = pytest.mark.root
 
 NAME = busybox_image.DEFAULT_NAME
 ROT = "application/vnd.holdfast.test.layer.v1.tar+base64"
+NOBODYS = f"sha256:{hashlib.sha256(b'nobody has it').hexdigest()}"
 HELLO = ("sh", "-c", "echo hello > /f && cat /f")
 
 
@@ -105,6 +109,51 @@ def test_an_image_that_only_containerd_has_runs_here(base: Path, archive: Path) 
         ctr(theirs, "images", "rm", "--sync", NAME)
         with running("holdfast", base / "h", settings=source(theirs)) as ours:
             assert ctr(ours, "run", "--rm", NAME, "box", *HELLO).strip() == "hello"
+
+
+def test_a_source_that_is_stopped_holds_up_nobody_for_long(base: Path, archive: Path) -> None:
+    with running("containerd", base / "c") as theirs:
+        settings = source(theirs) + "within_s = 1.0\n"
+        with running("holdfast", base / "h", settings=settings) as ours:
+            os.kill(theirs.pid, signal.SIGSTOP)
+            try:
+                began_s = time.monotonic()
+                said = ask(ours, "content", "get", NOBODYS)
+                assert b"not found" in said.stderr
+                assert time.monotonic() - began_s > 1.0, "it was asked"
+                began_s = time.monotonic()
+                for _ in range(5):
+                    assert b"not found" in ask(ours, "content", "get", NOBODYS).stderr
+                # One probe at most came due meanwhile.
+                assert time.monotonic() - began_s < 3.0
+                ctr(ours, "images", "import", str(archive))
+                assert ctr(ours, "run", "--rm", NAME, "box", *HELLO).strip() == "hello"
+            finally:
+                os.kill(theirs.pid, signal.SIGCONT)
+
+
+def test_what_containerd_packs_for_us_comes_through_its_content(base: Path, archive: Path) -> None:
+    with running("containerd", base / "c") as theirs:
+        gzip_type = "application/vnd.oci.image.layer.v1.tar+gzip"
+        plugin = (
+            f'[proxy_plugins.packer]\ntype = "diff"\naddress = "{theirs.socket}"\n'
+            f'media_types = ["{gzip_type}"]\n'
+        )
+        with running("holdfast", base / "h", settings=source(theirs) + plugin) as ours:
+            ctr(theirs, "images", "import", "--no-unpack", str(archive))
+            ctr(ours, "images", "import", str(archive))
+            ctr(ours, "run", "--detach", NAME, "box", "sh", "-c", "echo hello > /f; sleep 1000")
+            before = digests(ours)
+            words = ["--media-type", gzip_type, "--keep", "box"]
+            done = ask(ours, "snapshots", "diff", *words)
+            assert done.returncode == 0, done.stderr
+            with tarfile.open(fileobj=io.BytesIO(gzip.decompress(done.stdout))) as tar:
+                assert "f" in tar.getnames()
+            [made] = digests(ours) - before
+            assert made in digests(theirs), "it was made there"
+            plain = hashlib.sha256(gzip.decompress(done.stdout)).hexdigest()
+            assert f"containerd.io/uncompressed=sha256:{plain}" in ctr(ours, "content", "ls")
+            ctr(ours, "tasks", "kill", "-s", "KILL", "box")
 
 
 def test_a_kill_in_the_middle_of_a_fetch_leaves_nothing_visible(
