@@ -123,7 +123,6 @@ class ForeignShim:
     def __init__(
         self, client: TtrpcClient, service: str, namespace: str, id: str, bundle: Path
     ) -> None:
-        self.pid = 0
         self._client = client
         self._service = service
         self._namespace = namespace
@@ -297,11 +296,10 @@ class ForeignShim:
         except Refusal as error:
             log.info("shim.unknown", id=self._id, reason=str(error))
             return
-        self.pid = told.shim_pid
         try:
-            await trio.to_thread.run_sync(foreign.note_pid, self._bundle, self.pid)
+            await trio.to_thread.run_sync(foreign.note_pid, self._bundle, told.shim_pid)
         except OSError as error:
-            log.warning("shim.unnoted", id=self._id, pid=self.pid, reason=str(error))
+            log.warning("shim.unnoted", id=self._id, pid=told.shim_pid, reason=str(error))
 
     def _watch(self, exec_id: str) -> None:
         """Wait for the end of a process, once a connection."""

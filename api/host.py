@@ -11,15 +11,14 @@ next host with the same root and state takes them up again.
 
 import os
 import shutil
-import subprocess
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import structlog
 import trio
@@ -29,11 +28,11 @@ from ..actors.errors import NotFound, Refusal
 from ..actors.exits import KILL
 from ..actors.reference import Ref
 from ..actors.system import System
-from ..runtime.cgroup import layout
-from ..runtime.foreign import Foreign
+from ..runtime.asking import StartChild
+from ..runtime.foreign import Foreign, Wire
 from ..runtime.ground import Ground, Limits
 from ..runtime.launch import Launcher, Wanted
-from ..runtime.oci import find_program
+from ..runtime.processview import Process
 from ..runtime.records import task_name
 from ..runtime.restartpolicy import STATUS
 from ..runtime.restarts import Restarts
@@ -41,7 +40,7 @@ from ..runtime.sandboxes import Sandboxes
 from ..runtime.shims import spawn_shim
 from ..runtime.stdio import Stdio
 from ..runtime.taskfaults import TaskFaults
-from ..runtime.tasks import Process, StartChild, Tasks
+from ..runtime.tasks import Tasks
 from ..runtime.users import FILE_BYTES_MAX, Accounts
 from ..storage.activations import Activations
 from ..storage.collector import Collector, Pace, Reclaim
@@ -57,16 +56,11 @@ from ..storage.images import Images
 from ..storage.ingest import IngestActor
 from ..storage.leases import Leases
 from ..storage.namespaces import Namespaces
-from ..storage.native import Native
-from ..storage.overlay import Overlay
-from ..storage.remotesnapshots import RemoteSnapshots
 from ..storage.sandboxes import SandboxStore
 from ..storage.snapshotfaults import SnapshotFaults
-from ..storage.snapshots import Driver, Snapshots
 from ..storage.snapshotter import Mount, Snapshotter, find_snapshotter
 from ..storage.sourcedcontent import SourcedContent
 from ..storage.store import Store
-from ..storage.transfer import Transfers
 from ..storage.workers import Worker, Workers
 from ..supervision.report import CrashLog, crash_log
 from ..supervision.spec import ChildSpec, Restart, Tree
@@ -76,15 +70,20 @@ from ..supervision.verbs import start_child
 from . import logfiles
 from .config import MOUNTS_NAME, Config, load
 from .containerd.publish import publish_binary
-from .foreignshim import ShimWire
+from .facts import Facts, look_at_host
 from .identity import lasting_uuid
 from .log import set_up_logging
 from .newtask import NewTasks
-from .proxies.plugins import differs_of, snapshotters_of, sources_of
 from .rootlock import root_lock
+from .snapshotters import AnySnapshots, open_snapshotters
 from .tree import EXECS, INGESTS, TASKS, WORKERS, host_tree
 from .treetext import node_to, tree_lines
 from .watch import watched_loop
+
+if TYPE_CHECKING:
+    from ..storage.transfer import Transfers
+    from .proxies.content import ProxiedContent
+    from .proxies.diff import ProxiedDiffer
 
 DIRECTORY_MODE = 0o700
 DATABASE_NAME = "holdfast.db"
@@ -131,7 +130,7 @@ class Host:
     leases: Leases
     content: ContentStore
     differs: Differs
-    snapshotters: Mapping[str, Snapshots | RemoteSnapshots]
+    snapshotters: Mapping[str, AnySnapshots]
     absent: Mapping[str, Refusal]
     """Why a snapshotter that we have a driver for does not work here."""
     activations: Activations
@@ -139,7 +138,6 @@ class Host:
     collector: Collector
     faults: Faults
     image_keeper: ImageKeeper
-    transfers: Transfers
     ground: Ground
     tasks: Tasks
     sandboxes: Sandboxes
@@ -150,9 +148,17 @@ class Host:
     started_at_ns: int
     root: Ref[Supervisor] | None = field(default=None)
 
-    async def facts(self) -> "Facts":
+    async def facts(self) -> Facts:
         """The OCI runtime that is used by default, and which cgroups the host has."""
         return await trio.to_thread.run_sync(look_at_host, self.config.oci_runtime)
+
+    @cached_property
+    def transfers(self) -> "Transfers":
+        """The moves of images."""
+        # Imported when the first is asked for: the daemon should be up at once.
+        from ..storage.transfer import Transfers
+
+        return Transfers(self.content, self.images, self.leases, self.differs, self.snapshotter)
 
     @property
     def crashes(self) -> CrashLog:
@@ -419,18 +425,9 @@ async def fall_with(root: Ref[Any]) -> None:
 async def build(config: Config, system: System, store: Store, *, serves: bool = False) -> Host:
     """The rooms' verbs over one store, before anything runs. `serves`: it will have sockets."""
     workers = Workers(config.workers, spawn=partial(_spawn, system, WORKERS, Worker))
-    drivers: list[Driver] = [Native(workers)]
-    absent: dict[str, Refusal] = {}
-    match await Overlay.probe(config.root):
-        case Overlay() as overlay:
-            drivers.insert(0, overlay)
-        case refusal:
-            absent[Overlay.name] = refusal
-    own = [Snapshots(store, driver, config.root / driver.name, workers) for driver in drivers]
     host_uuid = lasting_uuid(config.root)
-    snapshotters: dict[str, Snapshots | RemoteSnapshots] = {one.name: one for one in own}
-    snapshotters.update(snapshotters_of(config, store, host_uuid, tuple(snapshotters)))
-    sources = sources_of(config)
+    snapshotters = await open_snapshotters(config, store, workers, host_uuid)
+    sources, other_differs = _proxied(config)
     content = await (SourcedContent if sources else ContentStore).open(
         config.root / "content",
         store,
@@ -439,7 +436,7 @@ async def build(config: Config, system: System, store: Store, *, serves: bool = 
     )
     if isinstance(content, SourcedContent):
         content.sources = sources
-    differs = Differs(content, workers, differs_of(config))
+    differs = Differs(content, workers, other_differs)
     images, containers = Images(store), Containers(store)
     leases = Leases(store)
     image_keeper = ImageKeeper(content, images, leases, differs)
@@ -465,10 +462,10 @@ async def build(config: Config, system: System, store: Store, *, serves: bool = 
     }
     collector = Collector(store, reclaim, pace_of(config))
     tasks = Tasks(ground, containers, start_task, start_exec)
-    find_snapshots = partial(find_snapshotter, snapshotters, config.snapshotter)
+    find_snapshots = partial(find_snapshotter, snapshotters.by_name, config.snapshotter)
     new_tasks = NewTasks(containers, tasks, find_snapshots)
     keepers: list[FaultKeeper] = [task_faults, ContentFaults(content), activations]
-    keepers += [SnapshotFaults(snapshots) for snapshots in own]
+    keepers += [SnapshotFaults(snapshots) for snapshots in snapshotters.own]
     return Host(
         config=config,
         uuid=host_uuid,
@@ -482,20 +479,13 @@ async def build(config: Config, system: System, store: Store, *, serves: bool = 
         leases=leases,
         content=content,
         differs=differs,
-        snapshotters=snapshotters,
-        absent=absent,
+        snapshotters=snapshotters.by_name,
+        absent=snapshotters.absent,
         activations=activations,
         workers=workers,
         collector=collector,
         faults=Faults(store, keepers, collector.collect),
         image_keeper=image_keeper,
-        transfers=Transfers(
-            content,
-            images,
-            leases,
-            differs,
-            partial(find_snapshotter, snapshotters, config.snapshotter),
-        ),
         ground=ground,
         tasks=tasks,
         sandboxes=Sandboxes(ground, start_task, start_exec),
@@ -519,8 +509,25 @@ async def build(config: Config, system: System, store: Store, *, serves: bool = 
     )
 
 
+def _proxied(config: Config) -> "tuple[Sequence[ProxiedContent], Sequence[ProxiedDiffer]]":
+    """The content stores and differs of other processes."""
+    if not config.proxy_plugins:
+        return (), ()
+    # Few daemons have one, and all of them should be up at once.
+    from .proxies.plugins import differs_of, sources_of
+
+    return sources_of(config), differs_of(config)
+
+
 def _foreign(config: Config) -> Foreign:
-    return Foreign(wire=ShimWire(), address=config.address, publish_binary=publish_binary())
+    return Foreign(wire=_wire, address=config.address, publish_binary=publish_binary())
+
+
+def _wire() -> Wire:
+    # Few daemons meet such a shim, and all of them should be up at once.
+    from .foreignshim import ShimWire
+
+    return ShimWire()
 
 
 def pace_of(config: Config) -> Pace:
@@ -545,22 +552,6 @@ async def _spawn(system: System, supervisor: str, kind: type[Actor], *args: Any)
 async def _accounts(workers: Workers, mounts: Sequence[Mount]) -> Accounts:
     files = await workers.read_files(mounts, ["etc/passwd", "etc/group"], FILE_BYTES_MAX)
     return Accounts(passwd=files.get("etc/passwd", b""), group=files.get("etc/group", b""))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """What a host runs with."""
-
-    runtime: str
-    cgroups: str
-
-
-def look_at_host(oci_runtime: str) -> Facts:
-    """The OCI runtime's version line, and the cgroup layout."""
-    binary = find_program(oci_runtime)
-    done = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10)
-    first = done.stdout.splitlines()[0] if done.stdout else Path(binary).name
-    return Facts(runtime=f"{first} ({binary})", cgroups=layout().value)
 
 
 def prepare_directories(config: Config) -> None:

@@ -77,7 +77,7 @@ def services(host: Host) -> Sequence[Service]:
         sandboxes.controller_service(host.sandboxes, host.sandbox_store),
         events.service(host.events, Missed(host.store), host.tasks),
         streaming.service(streams),
-        transfer.service(host.transfers, streams),
+        transfer.service(host, streams),
         admin.service(host),
     ]
     packages = {name.rpartition(".")[0] for name in _names(offered)}

@@ -2,20 +2,21 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from ..actors.actor import Actor
+from ..runtime.asking import StartChild
 from ..runtime.ground import Ground
 from ..runtime.minder import Minder
 from ..runtime.recovery import Recoverer
 from ..runtime.shims import NAME as FORK_SERVER
 from ..runtime.shims import Shims
-from ..runtime.tasks import StartChild
 from ..storage.activations import ActivationKeeper, Activations
-from ..storage.collector import Collector
-from ..storage.remotesnapshots import RemoteKeeper, RemoteSnapshots
+from ..storage.collector import Collector, CollectorKeeper
+from ..storage.remotesnapshots import RemoteKeeper
 from ..storage.snapshots import SnapshotKeeper, Snapshots
 from ..storage.store import Store
+from ..storage.storekeeper import StoreKeeper
 from ..supervision.dynamic import dynamic
 from ..supervision.spec import Backoff, ChildSpec, Intensity, Strategy, Tree
+from .snapshotters import AnySnapshots
 
 ROOT = "holdfast"
 WORKERS, INGESTS, TASKS, EXECS = "workers", "ingests", "tasks", "execs"
@@ -23,36 +24,11 @@ OFTEN = Intensity(restarts=50, within_s=10.0)
 BACKOFF = Backoff(first_s=0.05, cap_s=5.0)
 
 
-class Watch(Actor):
-    """Turns the store's fault into a fall, which the supervisors above answer."""
-
-    def __init__(self, store: Store) -> None:
-        super().__init__()
-        self._store = store
-
-    def on_start(self) -> None:
-        self.spawn_task(self._watch)
-
-    async def _watch(self) -> None:
-        raise await self._store.wait_fault()
-
-
-class Collecting(Actor):
-    """Runs the garbage collector."""
-
-    def __init__(self, collector: Collector) -> None:
-        super().__init__()
-        self._collector = collector
-
-    def on_start(self) -> None:
-        self.spawn_task(self._collector.run)
-
-
 def host_tree(
     *,
     store: Store,
     collector: Collector,
-    snapshotters: Sequence[Snapshots | RemoteSnapshots],
+    snapshotters: Sequence[AnySnapshots],
     activations: Activations,
     ground: Ground,
     start_task: StartChild,
@@ -65,7 +41,7 @@ def host_tree(
     """All that a host runs. A fall restarts what was started after it, never what was before."""
     children: list[ChildSpec | Tree] = [
         # Everyone below reads the store. It opened before the tree; its fault is the host's end.
-        ChildSpec("store", Watch, args=(store,), name="store"),
+        ChildSpec("store", StoreKeeper, args=(store,), name="store"),
         # Processes that mount, unpack and remove: the snapshots and the collector call them.
         dynamic(WORKERS, OFTEN, name=WORKERS),
         # One actor per open ingest. One's fall is its own.
@@ -82,7 +58,7 @@ def host_tree(
             "mounts", ActivationKeeper, args=(activations,), name="mounts", start_within_s=60.0
         ),
         # Removes what nothing refers to, by way of snapshots, mounts and workers.
-        ChildSpec("collector", Collecting, args=(collector,), name="collector"),
+        ChildSpec("collector", CollectorKeeper, args=(collector,), name="collector"),
         # Forks shims for the tasks. Tasks keep their shims when it falls, so it falls alone.
         Tree(
             "runtime",
@@ -124,6 +100,6 @@ def host_tree(
     )
 
 
-def _snapshotter(snapshots: Snapshots | RemoteSnapshots) -> ChildSpec:
+def _snapshotter(snapshots: AnySnapshots) -> ChildSpec:
     keeper = SnapshotKeeper if isinstance(snapshots, Snapshots) else RemoteKeeper
     return ChildSpec(snapshots.name, keeper, args=(snapshots,), start_within_s=60.0)

@@ -30,8 +30,6 @@ from holdfast.api.proto.services import (
     version_pb2,
 )
 
-IDLE = ("sleep", "100000")
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)

@@ -24,16 +24,15 @@ from holdfast.api.proto.task_types_pb2 import Status
 from holdfast.api.status import CallFailed
 
 from . import containers
-from .checkers import difference
 from .client import NOTHING, PAUSE_S, Client
 from .containers import Plan, State
-from .history import Ended, History, Process, Streamed, Trouble
+from .history import Ended, History, Process, Trouble
+from .lifestreams import EXEC_ID, LifeStreams
 from .patience import PATIENCE
-from .streams import Gate, Reader, Writer
+from .streams import Gate
 
 SPEC_URL = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 BASE = "chaos-base"
-EXEC_ID = "second"
 SNAPSHOTTER = "overlayfs"
 ROOTED = {"containerd.io/gc.root": "2026-01-01T00:00:00Z"}
 LIFE_WITHIN_S = 90.0 * PATIENCE
@@ -98,9 +97,7 @@ class Life:
         self._gates_folder.mkdir(parents=True)
         self._gate = Gate(self._gates_folder / "init")
         self._exec_gate = Gate(self._gates_folder / "exec")
-        self._readers: dict[tuple[str, str], Reader] = {}
-        self._stdio: dict[str, Any] = {}
-        self._writer: Writer | None = None
+        self._streams = LifeStreams(plan, self._folder, self._history)
         self._waits = 0
         self._exec_ended = trio.Event()
 
@@ -121,10 +118,7 @@ class Life:
             self.reached.set()
             self._gate.close()
             self._exec_gate.close()
-            for reader in self._readers.values():
-                reader.leave()
-            if self._writer is not None:
-                self._writer.close()
+            self._streams.close()
 
     async def begin(self) -> None:
         """Its life up to its create, asked for once when struck; a refusal is kept."""
@@ -179,7 +173,7 @@ class Life:
     async def _live(self, nursery: trio.Nursery) -> None:
         plan, stage = self.plan, self._stage
         await self._prepare()
-        self._open_stdio(nursery)
+        self._streams.open(nursery)
         if plan.state is State.CREATING:
             self.reached.set()
             await stage.struck.wait()
@@ -210,11 +204,9 @@ class Life:
         self.reached.set()
         await self._stage.struck.wait()
         if self.plan.reader_away:
-            for reader in self._readers.values():
-                reader.leave()
+            self._streams.leave()
         await self._stage.healed.wait()
-        for reader in self._readers.values():
-            reader.attach()
+        self._streams.attach()
 
     async def _hold_running(self, nursery: trio.Nursery) -> None:
         """As `_hold`, while its processes come to their end, or go on."""
@@ -257,7 +249,7 @@ class Life:
         for verb, request, answer_type in self._removals():
             await self._remove(verb, request, answer_type)
         self._at = "reading the last output"
-        await self._judge_output()
+        await self._streams.judge()
 
     # -- the verbs, each until it has taken effect
 
@@ -298,23 +290,6 @@ class Life:
         except AlreadyExists:
             pass
 
-    def _open_stdio(self, nursery: trio.Nursery) -> None:
-        plan = self.plan
-        self._stdio = {"terminal": plan.terminal}
-        for stream in ("stdout",) if plan.terminal else ("stdout", "stderr"):
-            self._stdio[stream] = self._output(nursery, "", stream)
-        if plan.stdin:
-            self._writer = Writer(self._folder / "stdin")
-            self._stdio["stdin"] = str(self._writer.path)
-
-    def _output(self, nursery: trio.Nursery, exec_id: str, stream: str) -> str:
-        path = self._folder / f"{exec_id}{stream}"
-        if self.plan.to_file:
-            return f"file://{path}"
-        reader = self._readers[exec_id, stream] = Reader(path)
-        nursery.start_soon(reader.run)
-        return str(path)
-
     async def _create(self) -> None:
         request = self._create_request()
         while True:
@@ -334,7 +309,7 @@ class Life:
 
     def _create_request(self) -> Task.CreateTaskRequest:
         request = Task.CreateTaskRequest(
-            container_id=self.plan.name, rootfs=self._rootfs, **self._stdio
+            container_id=self.plan.name, rootfs=self._rootfs, **self._streams.stdio
         )
         if self.plan.runtime:
             options = runc_pb2.Options(binary_name=self.plan.runtime)
@@ -360,7 +335,7 @@ class Life:
         request.spec.type_url = SPEC_URL.replace("/Spec", "/Process")
         request.spec.value = containers.exec_spec(plan)
         for stream in ("stdout", "stderr"):
-            setattr(request, stream, self._output(nursery, EXEC_ID, stream))
+            setattr(request, stream, self._streams.output(nursery, EXEC_ID, stream))
         try:
             await self._ask("Tasks.Exec", request, NOTHING, EXEC_ID)
         except AlreadyExists:
@@ -377,13 +352,14 @@ class Life:
 
     async def _feed(self, say_end: bool) -> None:
         """Give the first process its input, to the end; the end is a line, or the stream's own."""
-        assert self._writer is not None
+        writer = self._streams.writer
+        assert writer is not None
         lines = [f"{i}" for i in range(containers.INPUT_LINES)]
         if say_end:
             lines.append(containers.END_OF_INPUT)
-        await self._writer.write("".join(f"{line}\n" for line in lines).encode())
+        await writer.write("".join(f"{line}\n" for line in lines).encode())
         if not say_end:
-            self._writer.close()
+            writer.close()
             request = Task.CloseIORequest(container_id=self.plan.name, stdin=True)
             try:
                 await self._client.insist("Tasks.CloseIO", request, NOTHING, subject=self.plan.name)
@@ -446,40 +422,6 @@ class Life:
             self.exited_at_s = at_s
         self._history.add(Ended(subject=self.plan.name, exec_id=exec_id, at_s=at_s))
 
-    async def _judge_output(self) -> None:
-        plan = self.plan
-        async with trio.open_nursery() as nursery:
-            for reader in self._readers.values():
-                nursery.start_soon(reader.finish)
-        for exec_id in ("", EXEC_ID) if plan.has_exec else ("",):
-            terminal = plan.terminal and not exec_id
-            for stream in ("stdout",) if terminal else ("stdout", "stderr"):
-                self._history.add(self._streamed(exec_id, stream, terminal))
-
-    def _streamed(self, exec_id: str, stream: str, terminal: bool) -> Streamed:
-        plan = self.plan
-        wanted = containers.wanted_stdout(plan, of_exec=bool(exec_id))
-        if stream == "stderr":
-            wanted = containers.wanted_stderr(plan)
-        reader = self._readers.get((exec_id, stream))
-        path = self._folder / f"{exec_id}{stream}"
-        got = bytes(reader.data) if reader is not None else _bytes_of(path)
-        if terminal:
-            lost, extra = _missing_on_terminal(wanted + containers.wanted_stderr(plan), got), 0
-        else:
-            lost, extra = difference(wanted, got)
-        return Streamed(
-            subject=plan.name,
-            exec_id=exec_id,
-            stream=stream,
-            terminal=terminal,
-            wanted_bytes=len(wanted),
-            got_bytes=len(got),
-            lost_bytes=lost,
-            extra_bytes=extra,
-            ended=reader is None or reader.ended,
-        )
-
     def _trouble(self, text: str) -> None:
         self._history.add(Trouble(subject=self.plan.name, text=text))
 
@@ -490,13 +432,3 @@ def _over(layer: str, below: Sequence[types_pb2.Mount]) -> types_pb2.Mount:
     lower = [f"lowerdir={layer}:{o.partition('=')[2]}" for o in options if "lowerdir=" in o]
     others = [option for option in options if "lowerdir=" not in option]
     return types_pb2.Mount(type="overlay", source="overlay", options=[*others, *lower])
-
-
-def _bytes_of(path: Path) -> bytes:
-    return path.read_bytes() if path.exists() else b""
-
-
-def _missing_on_terminal(wanted: bytes, got: bytes) -> int:
-    """Bytes of lines that a terminal did not show; its echo of the input may stand between."""
-    shown = set(got.replace(b"\r", b"").split(b"\n"))
-    return sum(len(line) + 1 for line in wanted.splitlines() if line not in shown)

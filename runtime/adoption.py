@@ -22,11 +22,13 @@ from typing import Any, Final
 from ..actors.errors import DataLoss, InvalidArgument, NotFound, Refusal, Unavailable, Unknown
 from . import cgroup, oci, procfs
 from .container import RUNTIME_WITHIN_S, Container
+from .isolation import isolate
 from .orphans import Exit
 from .pins import slot
 from .process import STATUS_LOST, Process, Status, exit_status, read_exit
 from .pty import Terminal
 from .ptykeeper import PtyKeeper
+from .removal import remove_all, undo_create
 from .runner import read_pid
 from .stdio import Stdio
 
@@ -57,7 +59,7 @@ def adopt(container: Container) -> None:
         container.join_cgroup()
     except NotFound:
         pass  # its client has removed it since
-    container.isolate()
+    isolate(container.host_namespace)
     container.removing = saved["removing"]
     adoption = _Adoption(container)
     for entry in saved["processes"]:
@@ -147,11 +149,11 @@ class _Adoption:
             self._attach(process, entry["input_closed"])
 
     def _hold_streams(self, process: Process, entry: Mapping[str, Any]) -> None:
-        self.container.hold_again(process, entry["input_closed"])
+        self.container.wiring.hold_again(process, entry["input_closed"])
 
     def _attach(self, process: Process, input_closed: bool) -> None:
         try:
-            terminal = self.container.terminal(process)
+            terminal = self.container.wiring.terminal(process)
         except (NotFound, InvalidArgument):
             return  # its client took a FIFO away: nobody will read
         process.terminal = terminal
@@ -201,10 +203,10 @@ class _Adoption:
             self._watch(process, process.pidfd)
             container.created(process)
         except _NotBegun:
-            await container.undo_create(process)
+            await undo_create(container, process)
         except (Refusal, OSError, ValueError) as error:
             container.failures[""] = str(error)
-            await container.undo_create(process)
+            await undo_create(container, process)
 
     async def settle_exec(self, process: Process) -> None:
         """The start of an exec was begun."""
@@ -253,7 +255,7 @@ class _Adoption:
 
     async def go_on_removing(self) -> None:
         """A delete was begun, which has no way back."""
-        await self.container.remove_all(RUNTIME_WITHIN_S)
+        await remove_all(self.container, RUNTIME_WITHIN_S)
         self.container.save_if_room()
 
     def _ended(self, process: Process, pidfd: int) -> None:

@@ -10,15 +10,14 @@ the host had mounted by then, and goes with us.
 Standard library and cbor2 alone: the fork server preloads this file.
 """
 
-import errno
 import json
 import os
 import select
-import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,9 +32,8 @@ from ..actors.errors import (
     Unknown,
 )
 from ..storage import mounts
-from ..storage import syscalls as kernel
-from . import cgroup, loguri, oci, procfs
-from .logger import Logger, Place, end_loggers
+from . import cgroup, oci, procfs
+from .isolation import isolate
 from .memorywatch import MemoryWatch
 from .pins import Pins, slot
 from .poller import Poller
@@ -47,14 +45,13 @@ from .process import (
     remove_exit,
     write_exit,
 )
-from .pty import Terminal
-from .ptykeeper import PtyKeeper, end_keepers
-from .runner import Execution, Runner, read_pid
-from .stdio import Stdio, Streams
+from .removal import GONE_WITHIN_S, remove_all, undo_create
+from .runner import Command, Execution, Runner, read_pid
+from .stdio import Stdio
+from .wiring import Wiring
 
 DRAIN_WITHIN_S: Final = 0.5
 FREEZE_WITHIN_S: Final = 5.0
-GONE_WITHIN_S: Final = 5.0
 EXIT_AGAIN_S: Final = 0.2
 RUNTIME_WITHIN_S: Final = 120.0
 
@@ -92,7 +89,7 @@ class Container:
         self._memory: MemoryWatch | None = None
         self._deleting: set[str] = set()
         self._home_cgroups: list[str] = []
-        self._host_namespace = host_namespace
+        self.host_namespace = host_namespace
         # What a dead shim began and we saw fail, by exec id: for `settle`.
         self.failures: dict[str, str] = {}
 
@@ -114,10 +111,10 @@ class Container:
         process = self.processes[""] = Process(exec_id="", stdio=stdio, status=Status.CREATING)
         pid_file = self.pid_file("")
         try:
-            self.runtime = self._make_runtime(options)
+            self.runtime = oci.choose(options, namespace, self.bundle)
             self.config = self.read_config()
             self.join_cgroup()
-            self.isolate()
+            isolate(self.host_namespace)
             os.makedirs(f"{self.bundle}/rootfs", exist_ok=True)
             self.save()
             try:
@@ -126,20 +123,22 @@ class Container:
                 failpoints.passed("shim.create.mounted")
             except OSError as error:
                 raise Unknown(f"failed to mount rootfs: {error}") from error
-            console = await self._make_stdio(process)
+            console = await self.wiring.make(process)
             await self.runner.run(
-                self.chosen,
-                "create",
-                lambda log: self.chosen.create(id, self.bundle, pid_file, console, log),
-                process.descriptors(),
-                within_s,
-                slot(""),
+                Command(
+                    runtime=self.chosen,
+                    verb="create",
+                    words=partial(self.chosen.create, id, self.bundle, pid_file, console),
+                    descriptors=process.descriptors(),
+                    within_s=within_s,
+                    slot=slot(""),
+                )
             )
             await process.handed_over()
             self.claim(process, pid_file)
             self.created(process)
         except BaseException:
-            await self.undo_create(process)
+            await undo_create(self, process)
             raise
         return process.pid
 
@@ -148,7 +147,7 @@ class Container:
         self.directories = cgroup.directories(process.pid)
         self.watch_memory()
         self.save()
-        self._unlink("runtime.pid")
+        self.unlink("runtime.pid")
 
     async def settle(self, exec_id: str, within_s: float) -> Process:
         """Waits until what a dead shim began with a process is done, by us, or has failed."""
@@ -287,15 +286,15 @@ class Container:
                 self.processes.pop(exec_id, None)
                 self.save_if_room()
                 remove_exit(self.bundle, exec_id)
-                self._unlink(f"exec-{exec_id}.json")
-                self._unlink(f"exec-{exec_id}.pid")
+                self.unlink(f"exec-{exec_id}.json")
+                self.unlink(f"exec-{exec_id}.pid")
                 process.release()
                 self.pins.drop(f"exec-{exec_id}.op")
             else:
                 # From here on there is no way back: who adopts after us goes on with this.
                 self.removing = True
                 self.save_if_room()
-                await self.remove_all(within_s)
+                await remove_all(self, within_s)
                 self.save_if_room()
         finally:
             self._deleting.discard(exec_id)
@@ -345,31 +344,30 @@ class Container:
     # --- how it is done
 
     @property
+    def wiring(self) -> Wiring:
+        """What gives its processes their stdio."""
+        return Wiring(
+            poller=self.poller,
+            pins=self.pins,
+            bundle=self.bundle,
+            id=self.id,
+            namespace=self.namespace,
+            host_namespace=self.host_namespace,
+        )
+
+    @property
     def chosen(self) -> oci.Runtime:
         """The OCI runtime of this container, once it has one."""
         assert self.runtime is not None
         return self.runtime
-
-    def _make_runtime(self, options: Mapping[str, Any]) -> oci.Runtime:
-        program = oci.find_program(options.get("binary_name", ""))
-        root = options.get("root", "")
-        return oci.Runtime(
-            program=program,
-            name=os.path.basename(program),
-            # Within the bundle an id is unique, and no state outlives the bundle.
-            root=f"{root}/{self.namespace}" if root else f"{self.bundle}/oci",
-            systemd_cgroup=bool(options.get("systemd_cgroup")),
-            no_pivot_root=bool(options.get("no_pivot_root")),
-            no_new_keyring=bool(options.get("no_new_keyring")),
-            shim_cgroup=str(options.get("shim_cgroup", "")),
-        )
 
     def join_cgroup(self) -> None:
         """Takes us into the cgroup that the client has for the shim, if it has one."""
         if self.chosen.shim_cgroup:
             self._home_cgroups = cgroup.join(self.chosen.shim_cgroup, os.getpid())
 
-    def _leave_cgroup(self) -> None:
+    def leave_cgroup(self) -> None:
+        """Takes us back to where we were."""
         cgroup.leave(self._home_cgroups, os.getpid())
         self._home_cgroups = []
 
@@ -384,21 +382,6 @@ class Container:
             self._write_json("config.json", config)
         return config
 
-    def isolate(self) -> None:
-        """Puts us into a new mount namespace, in which crun finds cgroups that it knows.
-
-        The root filesystem is mounted there; the container takes it along into its own.
-        """
-        # From the host's, whatever another container of ours has made of ours.
-        kernel.setns(self._host_namespace, kernel.CLONE_NEWNS)
-        kernel.unshare(kernel.CLONE_NEWNS)
-        # Slave, not private: what the host unmounts must not live on through us.
-        kernel.mount(None, "/", None, kernel.MS_SLAVE | kernel.MS_REC)
-        if cgroup.layout() is cgroup.Layout.HYBRID:
-            # crun refuses a hybrid host where the unified tree has a controller. Unmounting it
-            # would do too, but then crun makes directories in the tmpfs below, which is shared.
-            kernel.mount("tmpfs", cgroup.HYBRID_MOUNT, "tmpfs", 0, "size=64k,mode=0755")
-
     async def _start_first(self, process: Process, within_s: float) -> None:
         fifo = self.chosen.exec_fifo(self.id)
         process.status = Status.STARTING
@@ -408,7 +391,7 @@ class Container:
                 await self.runner.run_plain(self.chosen, ["start", self.id], within_s)
             else:
                 failpoints.reach("shim.start.release")
-                _release(fifo)
+                oci.release(fifo)
                 failpoints.passed("shim.start.released")
         except BaseException:
             process.status = Status.CREATED
@@ -421,22 +404,21 @@ class Container:
     async def _start_exec(self, process: Process, within_s: float) -> None:
         exec_id = process.exec_id
         pid_file = self.pid_file(exec_id)
-        self._unlink(f"exec-{exec_id}.pid")
+        self.unlink(f"exec-{exec_id}.pid")
         process.status = Status.STARTING
         self.save()
         try:
-            console = await self._make_stdio(process)
-            execution = await self.runner.run_beside(
-                self.chosen,
-                "exec",
-                lambda log: self.chosen.exec(
-                    self.id, f"{self.bundle}/exec-{exec_id}.json", pid_file, console, log
-                ),
-                process.descriptors(),
-                within_s,
-                slot(exec_id),
-                pid_file,
+            console = await self.wiring.make(process)
+            spec = f"{self.bundle}/exec-{exec_id}.json"
+            command = Command(
+                runtime=self.chosen,
+                verb="exec",
+                words=partial(self.chosen.exec, self.id, spec, pid_file, console),
+                descriptors=process.descriptors(),
+                within_s=within_s,
+                slot=slot(exec_id),
             )
+            execution = await self.runner.run_beside(command, pid_file)
             await process.handed_over()
         except BaseException:
             if (pid := read_pid(pid_file)) > 0:  # it runs, but without its terminal
@@ -448,7 +430,7 @@ class Container:
         pid = read_pid(pid_file)
         self.claim_exec(process, pid, procfs.identity(pid))
         self.save()
-        self._unlink(f"exec-{exec_id}.pid")
+        self.unlink(f"exec-{exec_id}.pid")
         self.poller.spawn(self._follow(process, execution))
 
     async def _follow(self, process: Process, execution: Execution) -> None:
@@ -461,72 +443,6 @@ class Container:
     def pid_file(self, exec_id: str) -> str:
         """Where the OCI runtime writes the pid of what it has made."""
         return f"{self.bundle}/{slot(exec_id)}.pid" if exec_id else f"{self.bundle}/runtime.pid"
-
-    async def _make_stdio(self, process: Process) -> str:
-        """Opens a process's stdio; the path of the console socket when it has a terminal."""
-        process.logger = self._logger(process)
-        if process.logger is not None:
-            process.logger.make()
-        process.streams = Streams(self._piped(process), self.pins, slot(process.exec_id))
-        if process.stdio.terminal:
-            process.terminal = self.terminal(process)
-        if process.logger is not None:
-            await process.logger.begin()
-        return "" if process.terminal is None else process.terminal.begin()
-
-    def hold_again(self, process: Process, input_closed: bool) -> None:
-        """Holds the stdio, and the logger, of a process that has its ends already."""
-        process.streams = Streams.again(
-            self._piped(process), input_closed, self.pins, slot(process.exec_id)
-        )
-        process.logger = self._logger(process)
-        if process.logger is not None:
-            try:
-                process.logger.take(process.exit is not None)
-            except FileNotFoundError:  # all was read, and the FIFO removed, before
-                process.logger = None
-
-    def _piped(self, process: Process) -> Stdio:
-        """What of its stdio a process is given itself: with a terminal nothing."""
-        return Stdio() if process.stdio.terminal else self._inner(process)
-
-    def _inner(self, process: Process) -> Stdio:
-        return loguri.inner(process.stdio, self.bundle, slot(process.exec_id))
-
-    def _logger(self, process: Process) -> Logger | None:
-        """The logger of a process, not yet begun; None where its stdio asks for none."""
-        logs = loguri.logs_of(process.stdio)
-        if logs == (None, None):
-            return None
-        place = Place(
-            bundle=self.bundle,
-            slot=slot(process.exec_id),
-            id=process.exec_id or self.id,  # so does containerd
-            namespace=self.namespace,
-            host_namespace=self._host_namespace,
-        )
-        return Logger(self.poller, place, logs)
-
-    async def _drain_logs(self) -> None:
-        """Before the FIFOs go: what is in them has reached its logger."""
-        for process in self.processes.values():
-            if process.logger is None and process.streams is None:
-                self._hold_logs(process)
-            if process.logger is not None:
-                await process.logger.drain()
-
-    def _hold_logs(self, process: Process) -> None:
-        """A dead shim began to remove, and may not have come to the logs."""
-        if loguri.logs_of(process.stdio) != (None, None):
-            self.hold_again(process, True)
-            if process.streams is not None:
-                process.streams.finish(self.poller)
-
-    def terminal(self, process: Process) -> Terminal:
-        """The terminal of a process, with nothing in it yet."""
-        name = slot(process.exec_id)
-        keeper = PtyKeeper(self.bundle, name)
-        return Terminal(self.poller, self._inner(process), self.pins, keeper, name)
 
     def claim(self, process: Process, pid_file: str) -> None:
         """Takes the first process, which the runtime made; it may have ended already."""
@@ -604,74 +520,6 @@ class Container:
         failpoints.passed("shim.exit.written")
         return True
 
-    async def remove_all(self, within_s: float) -> None:
-        """Leaves nothing of the container but its exit records. May be done again.
-
-        Its first process stays known, so that a delete whose answer was lost is answered again.
-        """
-        if self.paused:
-            cgroup.set_frozen(self.directories, False)
-            self.paused = False
-        await self.poller.until(
-            lambda: not cgroup.kill(self.directories, signal.SIGKILL), GONE_WITHIN_S
-        )
-        live = [p for p in self.processes.values() if p.is_live]
-        await self.poller.until(lambda: not any(p.is_live for p in live), GONE_WITHIN_S)
-        await self._drain_logs()
-        self._unwatch_memory()
-        if self.chosen.can_be_removed_by_us(self.id, self.config):
-            shutil.rmtree(self.chosen.state_directory(self.id), ignore_errors=True)
-        elif self.chosen.has_state(self.id):
-            await self.runner.run_plain(self.chosen, ["delete", "--force", self.id], within_s)
-        failpoints.passed("shim.delete.cgroup")
-        # Also after the runtime's own delete, which may leave one behind.
-        await self.poller.until(lambda: not cgroup.remove(self.directories), GONE_WITHIN_S)
-        self.directories = {}
-        failpoints.passed("shim.delete.bundle")
-        self._forget_bundle()
-        failpoints.passed("shim.delete.forgotten")
-        for process in self.processes.values():
-            process.release()
-        self.processes = {"": self.processes[""]}
-        self.pins.clear()
-        self._leave_cgroup()
-
-    def _forget_bundle(self) -> None:
-        mounts.unmount_all(f"{self.bundle}/rootfs")
-        end_keepers(self.bundle)
-        end_loggers(self.bundle)
-        for name in os.listdir(self.bundle):
-            if name.startswith(("exec-", "init.", "runtime")):
-                self._unlink(name)
-        shutil.rmtree(f"{self.bundle}/oci", ignore_errors=True)
-
-    async def undo_create(self, process: Process) -> None:
-        """After a create that failed, or whose shim died in it: nothing remains."""
-        if process.pidfd is not None:
-            procfs.kill(process.pidfd)
-        directories = cgroup.directories(read_pid(self.pid_file(""))) or dict(self.directories)
-        runtime = self.runtime
-        if runtime is not None and runtime.has_state(self.id):
-            try:
-                await self.runner.run_plain(
-                    self.chosen, ["delete", "--force", self.id], GONE_WITHIN_S
-                )
-            except Unknown:
-                shutil.rmtree(runtime.state_directory(self.id), ignore_errors=True)
-        if directories:
-            await self.poller.until(
-                lambda: not cgroup.kill(directories, signal.SIGKILL), GONE_WITHIN_S
-            )
-            await self.poller.until(lambda: not cgroup.remove(directories), GONE_WITHIN_S)
-        self._unwatch_memory()
-        process.release()
-        self.directories = {}
-        self.processes.clear()
-        self.pins.clear()
-        self._leave_cgroup()
-        self._forget_bundle()
-        self.save()
-
     def watch_memory(self) -> None:
         """Tells `oom` from now on."""
         self._memory = MemoryWatch(self.poller, self.directories, self._tell_memory_kills)
@@ -679,7 +527,8 @@ class Container:
     def _tell_memory_kills(self, kills: int) -> None:
         self._emit({"event": "oom", "kills": kills})
 
-    def _unwatch_memory(self) -> None:
+    def unwatch_memory(self) -> None:
+        """Tells it no more."""
         if self._memory is not None:
             self._memory.close()
             self._memory = None
@@ -705,7 +554,7 @@ class Container:
         try:
             self.save()
         except OSError:
-            self._unlink("shim.json.tmp")
+            self.unlink("shim.json.tmp")
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
         # Not synced: after a loss of power there is no container that it could be about.
@@ -715,7 +564,8 @@ class Container:
         os.rename(f"{path}.tmp", path)
         failpoints.passed("shim.save.renamed")
 
-    def _unlink(self, name: str) -> None:
+    def unlink(self, name: str) -> None:
+        """Removes a file of the bundle, if it is there."""
         Path(self.bundle, name).unlink(missing_ok=True)
 
 
@@ -726,20 +576,3 @@ def _lives(pidfd: int | None) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return not poll.poll(0)
-
-
-def _release(fifo: str) -> None:
-    """Writes the byte for which crun's container waits; without effect when it does not wait."""
-    try:
-        descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        if error.errno != errno.ENXIO:  # nobody reads: started before a shim died
-            raise
-    else:
-        try:
-            os.write(descriptor, b"\0")
-        finally:
-            os.close(descriptor)
-    os.unlink(fifo)

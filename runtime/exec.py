@@ -26,6 +26,7 @@ from ..actors.errors import AlreadyExists, FailedPrecondition, NotFound, Refusal
 from ..actors.exits import NORMAL, StopActor
 from ..actors.message import Request
 from . import ledger
+from .forwarded import CloseStdin, Forwarded, Kill, Resize, forward
 from .ground import Ground
 from .records import (
     EXEC,
@@ -59,26 +60,6 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kill(Request[None]):
-    """Send a signal to the process. Sent by the Tasks verbs."""
-
-    signal: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resize(Request[None]):
-    """Set the size of the terminal. Sent by the Tasks verbs."""
-
-    width: int
-    height: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CloseStdin(Request[None]):
-    """Close our end of stdin. Sent by the Tasks verbs."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Delete(Request[ExitRecord]):
     """Remove the process. Sent by the Tasks verbs; answered with the exit, and then the actor
     ends."""
@@ -96,7 +77,7 @@ class TaskGone:
     """The task was deleted, and this process's record with it. Sent by the task's actor."""
 
 
-Step = Start | Started | Kill | Resize | CloseStdin | Exited | Delete
+Step = Start | Started | Forwarded | Exited | Delete
 Message = Step | ShimSaw | TaskGone
 
 TRANSITIONS: Mapping[tuple[ExecState, type[Step]], ExecState] = {
@@ -263,28 +244,15 @@ class Exec(Actor):
         if task.state is not State.RUNNING:
             raise FailedPrecondition(f"cannot exec in a {task.state} state")
 
-    async def _forward(self, step: Kill | Resize | CloseStdin) -> None:
+    async def _forward(self, step: Forwarded) -> None:
         """What the shim does and the record does not show."""
         next_state(self._record.state, step)
         if self._record.state is not ExecState.RUNNING:
             return  # there is no terminal yet, and no stdin of ours
         if isinstance(step, Resize) and not self._record.stdio.terminal:
             return  # containerd's clients ask it of any process
-        await insist(self._client, lambda client: self._forward_to(client, step))
-
-    async def _forward_to(self, client: Shim, step: Kill | Resize | CloseStdin) -> None:
-        timeout_s = self._ground.limits.shim_within_s
-        match step:
-            case Kill():
-                failpoints.passed("exec.kill.shim")
-                await client.kill(step.signal, self._id, timeout_s=timeout_s)
-                failpoints.passed("exec.kill.killed")
-            case Resize():
-                await client.resize(step.width, step.height, self._id, timeout_s=timeout_s)
-            case CloseStdin():
-                await client.close_io(self._id, timeout_s=timeout_s)
-            case _:
-                assert_never(step)
+        within_s = self._ground.limits.shim_within_s
+        await insist(self._client, lambda client: forward(client, step, self._id, within_s))
 
     async def _delete(self, step: Delete) -> ExitRecord:
         state = self._record.state

@@ -25,7 +25,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import time_ns
@@ -116,9 +116,9 @@ class Wire(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Foreign:
-    """How this host runs them: its messages, and where it hears of their events."""
+    """How this host runs them: its messages, made for who asks, and where it hears of events."""
 
-    wire: Wire
+    wire: Callable[[], Wire]
     address: str
     publish_binary: str
 
@@ -201,14 +201,14 @@ class ForeignShims:
         if listening is None:
             error = FileNotFoundError(f"{bundle / NOTE}: no address")
             raise Unavailable(f"shim of {bundle}: {error}") from error
-        return await self._house.wire.connect(
+        return await self._house.wire().connect(
             listening, self._birth.namespace, self._birth.id, bundle
         )
 
     async def _start(self, bundle: Path) -> None:
         binary = await trio.to_thread.run_sync(find_binary, self._runtime)
         await trio.to_thread.run_sync(_prepare, bundle)
-        wire = self._house.wire
+        wire = self._house.wire()
         failpoints.passed("foreign.start")
         try:
             said = await self._run(bundle, binary, wire.options(self._birth), "start")
@@ -236,7 +236,7 @@ class ForeignShims:
             raise Unavailable(f"shim {shim.pid} lives, and does not listen")
         try:
             said = await self._run(bundle, binary, b"", "-bundle", str(bundle), "delete")
-            exit = self._house.wire.deleted(said)
+            exit = self._house.wire().deleted(said)
         except Refusal as error:
             log.error("shim.not_deleted", id=self._birth.id, binary=binary, reason=str(error))
             exit = Exited(exec_id="", pid=0, status=STATUS_LOST, exited_at_ns=0)

@@ -24,7 +24,6 @@ class Grave:
 
     def __init__(self, namespace: str, id: str, exit: Exited, execs: Sequence[str]) -> None:
         self.closed = trio.Event()
-        self.pid = 0
         self._namespace = namespace
         self._id = id
         self._exits = {"": exit}

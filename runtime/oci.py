@@ -7,6 +7,7 @@ is ours, which saves two executions per container.
 Standard library alone: the fork server preloads this file.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -119,6 +120,39 @@ def find_program(binary_name: str) -> str:
             return path
     wanted = binary_name or " or ".join(PREFERRED)
     raise NotFound(f"OCI runtime {wanted}: not found")
+
+
+def choose(options: Mapping[str, Any], namespace: str, bundle: str) -> Runtime:
+    """The runtime that a client's options ask for, for one container."""
+    program = find_program(options.get("binary_name", ""))
+    root = options.get("root", "")
+    return Runtime(
+        program=program,
+        name=os.path.basename(program),
+        # Within the bundle an id is unique, and no state outlives the bundle.
+        root=f"{root}/{namespace}" if root else f"{bundle}/oci",
+        systemd_cgroup=bool(options.get("systemd_cgroup")),
+        no_pivot_root=bool(options.get("no_pivot_root")),
+        no_new_keyring=bool(options.get("no_new_keyring")),
+        shim_cgroup=str(options.get("shim_cgroup", "")),
+    )
+
+
+def release(fifo: str) -> None:
+    """Writes the byte for which crun's container waits; without effect when it does not wait."""
+    try:
+        descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # nobody reads: started before a shim died
+            raise
+    else:
+        try:
+            os.write(descriptor, b"\0")
+        finally:
+            os.close(descriptor)
+    os.unlink(fifo)
 
 
 def failure(log: str, status: int) -> str:

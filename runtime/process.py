@@ -10,8 +10,7 @@ Standard library and cbor2 alone: the fork server preloads this file.
 """
 
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
@@ -122,7 +121,6 @@ class Process:
     # Invariant: set exactly when STOPPED.
     exit: ExitRecord | None = None
     ending: bool = False
-    spec: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def pid(self) -> int:

@@ -18,13 +18,14 @@ from ..actors.errors import FailedPrecondition, Refusal
 from ..actors.exits import StartFailed
 from ..actors.reference import Ref
 from ..storage.faults import Fault
-from . import ledger, task
+from . import ledger, tasklife
+from .asking import StartChild
 from .bundle import BundleName, bundle_path, leftovers, remove_bundle
 from .ground import Ground
 from .records import EXEC, TASK, ExecRecord, TaskRecord
 from .shimverbs import opened
 from .taskfaults import BUNDLE
-from .tasks import StartChild, exec_child, task_child
+from .tasks import exec_child, task_child
 
 AT_ONCE_MAX = 32
 EACH_WITHIN_S = 30.0
@@ -110,8 +111,8 @@ class Recovery:
     async def _task(self, record: TaskRecord) -> None:
         ref = await self._start_task(task_child(self._ground, record))
         self._found.tasks += 1
-        if record.state in task.HALFWAY:
-            await ref.call(task.Delete(), timeout_s=EACH_WITHIN_S)
+        if record.state in tasklife.HALFWAY:
+            await ref.call(tasklife.Delete(), timeout_s=EACH_WITHIN_S)
             self._found.cleaned.append(record.name)
 
     async def _exec(self, record: ExecRecord) -> None:

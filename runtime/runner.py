@@ -19,6 +19,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -38,6 +39,21 @@ KILLED_WITHIN_S: Final = 5.0
 WATCH_BYTES_MAX: Final = 65536
 
 Descriptors = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """What a runtime is to do: its words, given the path of its log, its stdio, its time.
+
+    With a slot it is gated, and `Runner.result` tells a later shim of it.
+    """
+
+    runtime: oci.Runtime
+    verb: str
+    words: Callable[[str], list[str]]
+    descriptors: Descriptors
+    within_s: float
+    slot: str = ""
 
 
 class Execution:
@@ -67,37 +83,16 @@ class Runner:
         self._sealed = sealed
         self._unclaimed: dict[int, tuple[int, int]] = {}
 
-    async def run(
-        self,
-        runtime: oci.Runtime,
-        verb: str,
-        words: Callable[[str], list[str]],
-        descriptors: Descriptors,
-        within_s: float,
-        slot: str = "",
-    ) -> None:
-        """Runs a command line, which is given the path of its log, to its end.
-
-        With a slot the execution is gated, and `result` tells a later shim of it. Unknown, with
-        the runtime's words, when it fails.
-        """
-        execution = self._begin(runtime, verb, words, descriptors, within_s, slot)
+    async def run(self, command: Command) -> None:
+        """Runs a command to its end. Unknown, with the runtime's words, when it fails."""
+        execution = self._begin(command)
         await execution.ended
-        failpoints.passed(f"shim.{verb}.done")
+        failpoints.passed(f"shim.{command.verb}.done")
         if execution.wait_status != 0:
             raise Unknown(execution.failure())
 
-    async def run_beside(
-        self,
-        runtime: oci.Runtime,
-        verb: str,
-        words: Callable[[str], list[str]],
-        descriptors: Descriptors,
-        within_s: float,
-        slot: str,
-        pid_file: str,
-    ) -> Execution:
-        """Runs a gated command line that goes on for as long as the process that it makes.
+    async def run_beside(self, command: Command, pid_file: str) -> Execution:
+        """Runs a gated command that goes on for as long as the process that it makes.
 
         Returns when the pid file tells of that process, which has started then. Its end is that of
         the execution, with the same status: who comes after us learns it from the one pin.
@@ -115,12 +110,12 @@ class Runner:
 
         self._poller.watch(watch, select.EPOLLIN, look)
         try:
-            execution = self._begin(runtime, verb, words, descriptors, within_s, slot, made)
+            execution = self._begin(command, made)
             await made
         finally:
             self._poller.unwatch(watch)
             os.close(watch)
-        failpoints.passed(f"shim.{verb}.done")
+        failpoints.passed(f"shim.{command.verb}.done")
         if not read_pid(pid_file):
             await execution.ended
             raise Unknown(execution.failure())
@@ -181,9 +176,14 @@ class Runner:
         """Runs a verb that makes no process."""
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
-            descriptors = (null if stdin is None else stdin, null, null)
             await self.run(
-                runtime, words[0], lambda log: runtime.command(log, *words), descriptors, within_s
+                Command(
+                    runtime=runtime,
+                    verb=words[0],
+                    words=lambda log: runtime.command(log, *words),
+                    descriptors=(null if stdin is None else stdin, null, null),
+                    within_s=within_s,
+                )
             )
         finally:
             os.close(null)
@@ -200,33 +200,22 @@ class Runner:
     def _log(self, name: str) -> str:
         return f"{self._bundle}/runtime-{name}.log"
 
-    def _begin(
-        self,
-        runtime: oci.Runtime,
-        verb: str,
-        words: Callable[[str], list[str]],
-        descriptors: Descriptors,
-        within_s: float,
-        slot: str = "",
-        made: Event | None = None,
-    ) -> Execution:
+    def _begin(self, command: Command, made: Event | None = None) -> Execution:
         """Starts an execution; its time is over when it has ended, or `made` is set."""
         self.spawns += 1
-        log = self._log(slot or str(self.spawns))
-        failpoints.passed(f"shim.{verb}.spawn")
-        if slot:
-            pid = self._execute_gated(runtime, words(log), descriptors, log, slot)
-        else:
-            pid = self._execute(runtime, verb, words(log), descriptors)
-        failpoints.passed(f"shim.{verb}.spawned")
+        log = self._log(command.slot or str(self.spawns))
+        failpoints.passed(f"shim.{command.verb}.spawn")
+        execute = self._execute_gated if command.slot else self._execute
+        pid = execute(command, log)
+        failpoints.passed(f"shim.{command.verb}.spawned")
         self._in_flight += made is None
-        execution = Execution(self._poller, pid, verb, log)
+        execution = Execution(self._poller, pid, command.verb, log)
 
         def expire() -> None:
             if not execution.ended.is_set and (made is None or not made.is_set):
                 os.killpg(pid, signal.SIGKILL)
 
-        self._poller.later(within_s, expire)
+        self._poller.later(command.within_s, expire)
         # At once: the child may be reaped in this very round.
         self._poller.step(self._follow(execution, made))
         return execution
@@ -245,23 +234,17 @@ class Runner:
         if not self._in_flight:
             self._unclaimed.clear()
 
-    def _execute_gated(
-        self,
-        runtime: oci.Runtime,
-        words: list[str],
-        descriptors: Descriptors,
-        log: str,
-        slot: str,
-    ) -> int:
+    def _execute_gated(self, command: Command, log: str) -> int:
+        program, words = self._program(command.runtime), command.words(log)
         gate, release = os.pipe2(os.O_CLOEXEC)
         try:
             pid = os.fork()
             if pid == 0:
                 os.close(release)
-                _wait_and_execute(gate, self._program(runtime), words, descriptors, log)
+                _wait_and_execute(gate, program, words, command.descriptors, log)
             pidfd = os.pidfd_open(pid)
             try:
-                self._pins.keep_process(f"{slot}.op", pidfd)
+                self._pins.keep_process(f"{command.slot}.op", pidfd)
             finally:
                 os.close(pidfd)
             os.write(release, RELEASED)
@@ -274,14 +257,14 @@ class Runner:
         sealed = self._sealed.get(runtime.program)
         return runtime.program if sealed is None else f"/proc/self/fd/{sealed}"
 
-    def _execute(
-        self, runtime: oci.Runtime, verb: str, words: list[str], descriptors: Descriptors
-    ) -> int:
-        actions = [(os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in enumerate(descriptors)]
+    def _execute(self, command: Command, log: str) -> int:
+        actions = [
+            (os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in enumerate(command.descriptors)
+        ]
         try:
             return os.posix_spawn(
-                self._program(runtime),
-                words,
+                self._program(command.runtime),
+                command.words(log),
                 os.environ,
                 file_actions=actions,
                 setpgroup=0,
@@ -290,7 +273,7 @@ class Runner:
                 setsigmask=(),
             )
         except OSError as error:
-            raise Unknown(f"OCI runtime {verb} failed: {error}: unknown") from error
+            raise Unknown(f"OCI runtime {command.verb} failed: {error}: unknown") from error
 
 
 def _stand_in(program: str, words: list[str]) -> NoReturn:

@@ -29,12 +29,14 @@ from ..actors.errors import AlreadyExists, DeadlineExceeded, NotFound, Refusal
 from ..storage.containers import Runtime
 from ..storage.labels import check_identifier, check_namespace, quoted
 from ..storage.mounts import Mount
+from .asking import StartChild
 from .bundle import CONFIG_NAME, ROOTFS_NAME, bundle_path, parse_config
 from .ground import Ground
 from .pause import pause_root
+from .processview import Process
 from .records import sandbox_task
 from .sandboxspec import needs_root, sandbox_spec, section
-from .tasks import Process, Spec, StartChild, TaskMetrics, Tasks
+from .tasks import Spec, TaskMetrics, Tasks
 
 STOP_WITHIN_S = 10.0
 KILLED_WITHIN_S = 10.0

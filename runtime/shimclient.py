@@ -251,11 +251,6 @@ class ShimClient(Connection):
 
         await self.run(take)
 
-    @property
-    def pid(self) -> int:
-        """The shim's process id."""
-        return int(self.hello["pid"])
-
     async def create(
         self,
         *,

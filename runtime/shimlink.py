@@ -100,11 +100,6 @@ class ShimLink:
         """How many shims that were stopped were ended."""
         self._stopped: procfs.Identity | None = None
 
-    @property
-    def shim_pid(self) -> int | None:
-        """The connected shim's process id, for whoever looks at the processes."""
-        return None if self._client is None else self._client.pid
-
     async def client(self, within_s: float) -> Shim:
         """The connected client; Unavailable with the reason when there is none in time."""
         client = self._live()

@@ -30,10 +30,6 @@ class Shim(Protocol):
 
     @property
     def closed(self) -> trio.Event: ...
-    @property
-    def pid(self) -> int:
-        """The shim's process id; 0 when that is not known."""
-        ...
 
     async def serve(self, on_event: Callable[[ShimEvent], None]) -> None:
         """Reads answers and events until the connection is lost."""

@@ -14,11 +14,10 @@ is on disk with its event when the verb returns. A verb that meets an actor in i
 for the new one. A hung shim holds up the verbs of its own task, each until its deadline.
 """
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from time import time_ns
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import trio
 
@@ -26,7 +25,6 @@ from ..actors import failpoints
 from ..actors.errors import (
     AlreadyExists,
     DataLoss,
-    DeadlineExceeded,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -34,19 +32,20 @@ from ..actors.errors import (
     Unavailable,
 )
 from ..actors.exits import ActorExited, CallTimeout, StartFailed
-from ..actors.message import Request
-from ..actors.reference import Ref
 from ..actors.system import System
 from ..storage.filters import compile_filters
 from ..storage.labels import check_identifier
 from ..storage.mounts import Mount
 from ..supervision.spec import ChildSpec, Restart
-from . import exec, ledger, task
+from . import exec, ledger, task, tasklife
+from .asking import Asking, StartChild
 from .bundle import bundle_path, parse_config
 from .exits import Exits
 from .foreign import FOREIGN_TOPICS, is_foreign
+from .forwarded import CloseStdin, Kill, Resize
 from .ground import Ground
 from .loguri import check_binaries, logs_of
+from .processview import Process, process_of_exec, process_of_task
 from .records import (
     EXEC,
     STATUS_LOST,
@@ -66,31 +65,8 @@ from .shimclient import OutOfMemory
 from .shimverbs import Shim
 from .stdio import Stdio
 
-R = TypeVar("R")
-
-StartChild = Callable[[ChildSpec], Awaitable[Ref[Any]]]
-"""Starts an actor under one of the two dynamic supervisors, `tasks` and `execs`."""
-
-ASK_AGAIN_S = 0.005
-ASK_SLACK_S = 5.0
 CREATE_SLACK_S = 20.0
 METRICS_WITHIN_S = 2.0
-
-# containerd's names of states; a CREATING task is not seen, a DELETING one was never started.
-STATUSES: Mapping[State, str] = {
-    State.CREATING: "UNKNOWN",
-    State.CREATED: "CREATED",
-    State.RUNNING: "RUNNING",
-    State.PAUSING: "PAUSING",
-    State.PAUSED: "PAUSED",
-    State.STOPPED: "STOPPED",
-    State.DELETING: "CREATED",
-}
-EXEC_STATUSES: Mapping[ExecState, str] = {
-    ExecState.ADDED: "CREATED",
-    ExecState.RUNNING: "RUNNING",
-    ExecState.STOPPED: "STOPPED",
-}
 
 
 class Spec(Protocol):
@@ -123,19 +99,6 @@ class ContainerSource(Protocol):
     """Where containers are looked up; raises containerd's NotFound."""
 
     def get(self, namespace: str, id: str, /) -> Container: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Process:
-    """One process, as clients see it. `id` is the exec id, or the container's for its first."""
-
-    container_id: str
-    id: str
-    pid: int
-    status: str
-    stdio: Stdio
-    exit_status: int
-    exited_at_ns: int
 
 
 class Exited(NamedTuple):
@@ -177,6 +140,7 @@ class Tasks:
         self._start_task = start_task
         self._start_exec = start_exec
         self._system = System.current()
+        self._asking = Asking(self._system, ground.limits.shim_within_s)
         self._exits = Exits(ground.store)
 
     def close(self) -> None:
@@ -223,41 +187,40 @@ class Tasks:
 
     async def start(self, namespace: str, id: str, exec_id: str = "") -> int:
         """Run the first process, or an exec; its pid."""
+        name = self._name(namespace, id, exec_id)
+        request = exec.Start() if exec_id else tasklife.Start()
         within_s = self._ground.limits.runtime_within_s
-        if exec_id:
-            name = self._exec(namespace, id, exec_id).name
-            return await self._ask(
-                name, exec.Start(), within_s, lambda: self._pid(EXEC, namespace, id, exec_id)
-            )
-        name = self._task(namespace, id).name
-        return await self._ask(name, task.Start(), within_s, lambda: self._pid(TASK, namespace, id))
+        started = partial(self._pid, namespace, id, exec_id)
+        return await self._asking.ask(name, request, within_s, started)
 
     async def delete(self, namespace: str, id: str) -> Exited:
         """Remove a task that has stopped, or was never started, with all that it had."""
         record = self._task(namespace, id)
         within_s = self._ground.limits.runtime_within_s + CREATE_SLACK_S
-        exit = await self._ask(record.name, task.Delete(), within_s, lambda: self._gone(record))
-        await self._ended(record.name)
+        exit = await self._asking.ask(
+            record.name, tasklife.Delete(), within_s, lambda: self._gone(record)
+        )
+        await self._asking.ended(record.name)
         return Exited(id, exit.pid, exit.status, exit.exited_at_ns)
 
     async def kill(
         self, namespace: str, id: str, exec_id: str, signal: int, all: bool = False
     ) -> None:
         """Send a signal to one process, or to every process of the container."""
-        if exec_id:
-            name = self._exec(namespace, id, exec_id).name
-            await self._ask(name, exec.Kill(signal=signal), self._shim_within_s)
-        else:
-            name = self._task(namespace, id).name
-            await self._ask(name, task.Kill(signal=signal, all=all), self._shim_within_s)
+        step = Kill(signal=signal, all=all and not exec_id)
+        await self._asking.ask(self._name(namespace, id, exec_id), step, self._shim_within_s)
 
     async def pause(self, namespace: str, id: str) -> None:
         """Freeze the container."""
-        await self._ask(self._task(namespace, id).name, task.Pause(), self._shim_within_s)
+        await self._asking.ask(
+            self._task(namespace, id).name, tasklife.Pause(), self._shim_within_s
+        )
 
     async def resume(self, namespace: str, id: str) -> None:
         """Thaw the container."""
-        await self._ask(self._task(namespace, id).name, task.Resume(), self._shim_within_s)
+        await self._asking.ask(
+            self._task(namespace, id).name, tasklife.Resume(), self._shim_within_s
+        )
 
     async def update(
         self,
@@ -271,27 +234,20 @@ class Tasks:
         name = self._task(namespace, id).name
         parse_config(resources)
         within_s = self._ground.limits.runtime_within_s
-        step = task.Update(resources=resources, annotations=annotations or {})
-        await self._ask(name, step, within_s)
+        step = tasklife.Update(resources=resources, annotations=annotations or {})
+        await self._asking.ask(name, step, within_s)
 
     async def resize_pty(
         self, namespace: str, id: str, exec_id: str, width: int, height: int
     ) -> None:
         """Set the size of a process's terminal; nothing where it has none."""
-        if exec_id:
-            name = self._exec(namespace, id, exec_id).name
-            await self._ask(name, exec.Resize(width=width, height=height), self._shim_within_s)
-        else:
-            name = self._task(namespace, id).name
-            await self._ask(name, task.Resize(width=width, height=height), self._shim_within_s)
+        step = Resize(width=width, height=height)
+        await self._asking.ask(self._name(namespace, id, exec_id), step, self._shim_within_s)
 
     async def close_io(self, namespace: str, id: str, exec_id: str = "") -> None:
         """Close our end of a process's stdin."""
-        if exec_id:
-            name = self._exec(namespace, id, exec_id).name
-            await self._ask(name, exec.CloseStdin(), self._shim_within_s)
-        else:
-            await self._ask(self._task(namespace, id).name, task.CloseStdin(), self._shim_within_s)
+        name = self._name(namespace, id, exec_id)
+        await self._asking.ask(name, CloseStdin(), self._shim_within_s)
 
     # Further processes.
 
@@ -308,7 +264,7 @@ class Tasks:
             raise InvalidArgument(f"invalid exec id {exec_id}: {error}") from error
         if self._store.get(EXEC, namespace, process_key(id, exec_id)) is not None:
             raise AlreadyExists(f"id {exec_id}: already exists")
-        task.next_state(owner.state, task.AddExec())
+        tasklife.next_state(owner.state, tasklife.AddExec())
         parse_config(spec)
         await self._check_stdio(stdio)
         record = ExecRecord(
@@ -322,7 +278,7 @@ class Tasks:
         with trio.CancelScope(shield=True):
             await self._store.write(ledger.exec_added(record))
             failpoints.passed("exec.added")
-            await self._start(self._start_exec, exec_child(self._ground, record))
+            await self._asking.start(self._start_exec, exec_child(self._ground, record))
 
     async def delete_process(self, namespace: str, id: str, exec_id: str) -> Exited:
         """Remove an exec that has stopped, or was never started."""
@@ -330,8 +286,10 @@ class Tasks:
             return await self.delete(namespace, id)
         record = self._exec(namespace, id, exec_id)
         within_s = self._ground.limits.runtime_within_s
-        exit = await self._ask(record.name, exec.Delete(), within_s, lambda: self._gone(record))
-        await self._ended(record.name)
+        exit = await self._asking.ask(
+            record.name, exec.Delete(), within_s, lambda: self._gone(record)
+        )
+        await self._asking.ended(record.name)
         return Exited(exec_id, exit.pid, exit.status, exit.exited_at_ns)
 
     # Questions.
@@ -340,20 +298,17 @@ class Tasks:
         """One process, as it was told last."""
         owner = self._task(namespace, id)
         if not exec_id:
-            return _task_process(owner)
-        return _exec_process(self._exec(namespace, id, exec_id), owner)
+            return process_of_task(owner)
+        return process_of_exec(self._exec(namespace, id, exec_id), owner)
 
     def list(self, namespace: str, filter: str = "") -> Sequence[Process]:
         """The first process of every task. containerd heeds no filter here, nor do we."""
         _ = filter
-        return [_task_process(record) for record in self._tasks(namespace)]
+        return [process_of_task(record) for record in self._tasks(namespace)]
 
     async def wait(self, namespace: str, id: str, exec_id: str = "") -> tuple[int, int]:
         """The status and the time (ns) of a process's end; waits for it, however long."""
-        if exec_id:
-            self._exec(namespace, id, exec_id)
-        else:
-            self._task(namespace, id)
+        self._name(namespace, id, exec_id)  # refuses what is not there
         exit = await self._exits.wait(namespace, id, exec_id)
         return exit.status, exit.exited_at_ns
 
@@ -450,6 +405,12 @@ class Tasks:
             raise NotFound(f"process does not exist {exec_id}: not found")
         return ExecRecord.from_record(namespace, key, found)
 
+    def _name(self, namespace: str, id: str, exec_id: str) -> str:
+        """The name of a process's actor."""
+        if exec_id:
+            return self._exec(namespace, id, exec_id).name
+        return self._task(namespace, id).name
+
     def _tasks(self, namespace: str) -> Iterator[TaskRecord]:
         for row in self._store.scan(TASK, namespace):
             if bool(sandbox_of(row.key)) is not self._sandboxes:
@@ -461,9 +422,9 @@ class Tasks:
             if record.state is not State.CREATING:
                 yield record
 
-    def _pid(self, kind: str, namespace: str, id: str, exec_id: str = "") -> int | None:
+    def _pid(self, namespace: str, id: str, exec_id: str) -> int | None:
         """The pid of a start that took effect before its actor fell."""
-        if kind == TASK:
+        if not exec_id:
             record = self._task(namespace, id)
             return None if record.state is State.CREATED else record.pid
         added = self._exec(namespace, id, exec_id)
@@ -479,77 +440,27 @@ class Tasks:
     async def _client(self, record: TaskRecord) -> Shim:
         return await self._ground.client(record.name)
 
-    async def _ask(
-        self,
-        name: str,
-        request: Request[R],
-        within_s: float,
-        done: Callable[[], R | None] = lambda: None,
-    ) -> R:
-        """Ask the actor of that name; when it falls, ask the one that follows it.
-
-        `done` tells the answer of a request that took effect before the fall.
-        """
-        # The shim's own deadline comes first; this one is for a mailbox that is full of others.
-        deadline = trio.current_time() + within_s + ASK_SLACK_S
-        while True:
-            ref = self._system.whereis(name)
-            if ref is not None:
-                try:
-                    left_s = max(deadline - trio.current_time(), 0.0)
-                    return await ref.call(request, timeout_s=left_s)
-                except ActorExited:
-                    pass
-                except CallTimeout as error:
-                    raise DeadlineExceeded(str(error)) from error
-            answer = done()
-            if answer is not None:
-                return answer
-            if trio.current_time() >= deadline or (
-                ref is None and trio.current_time() >= deadline - within_s
-            ):
-                raise Unavailable(f"{name}: not running")
-            await trio.sleep(ASK_AGAIN_S)
-
     async def _create(self, record: TaskRecord, config: bytes) -> int:
         await self._store.write(ledger.intend_task(record))
         failpoints.passed("task.create.intended")
         try:
             try:
-                ref = await self._start(self._start_task, task_child(self._ground, record))
+                ref = await self._asking.start(self._start_task, task_child(self._ground, record))
             except AlreadyExists:
                 await self._store.write(ledger.forget_task(record))
                 raise
             within_s = self._ground.limits.runtime_within_s + CREATE_SLACK_S
-            return await ref.call(task.Create(config=config), timeout_s=within_s)
+            return await ref.call(tasklife.Create(config=config), timeout_s=within_s)
         except (ActorExited, StartFailed, CallTimeout) as error:
             await self._abandon(record)
             raise Unavailable(f"create {record.id}: {error}") from error
-
-    async def _start(self, start: StartChild, child: ChildSpec) -> Ref[Any]:
-        """Start the actor of a record that was just written; one before it may be about to end."""
-        deadline = trio.current_time() + self._ground.limits.shim_within_s
-        while True:
-            try:
-                return await start(child)
-            except AlreadyExists:
-                if trio.current_time() >= deadline:
-                    raise
-                await trio.sleep(ASK_AGAIN_S)
-
-    async def _ended(self, name: str) -> None:
-        """Wait until the actor of a deleted process has given up its name."""
-        ref = self._system.whereis(name)
-        if ref is not None:
-            with trio.move_on_after(self._ground.limits.shim_within_s):
-                await ref.wait_exit()
 
     async def _abandon(self, record: TaskRecord) -> None:
         """A create's actor fell: its successor, if there is one, cleans up."""
         if self._store.get(TASK, record.namespace, record.id) is None:
             return
         try:
-            await self._ask(record.name, task.Delete(), task.CLEANUP_WITHIN_S)
+            await self._asking.ask(record.name, tasklife.Delete(), task.CLEANUP_WITHIN_S)
         except Refusal:
             pass  # the next start's recovery finds it
 
@@ -584,29 +495,3 @@ def _metrics_field(record: TaskRecord, path: Sequence[str]) -> tuple[str, bool]:
             return record.namespace, True
         case _:
             return "", False
-
-
-def _task_process(record: TaskRecord) -> Process:
-    return Process(
-        container_id=record.id,
-        id=record.id,
-        pid=record.pid,
-        status=STATUSES[record.state],
-        stdio=record.stdio,
-        exit_status=0 if record.exit is None else record.exit.status,
-        exited_at_ns=0 if record.exit is None else record.exit.exited_at_ns,
-    )
-
-
-def _exec_process(record: ExecRecord, owner: TaskRecord) -> Process:
-    # A container is frozen as a whole, with every process in it.
-    frozen = owner.state in (State.PAUSING, State.PAUSED)
-    return Process(
-        container_id=record.task_id,
-        id=record.id,
-        pid=record.pid,
-        status=STATUSES[owner.state] if frozen else EXEC_STATUSES[record.state],
-        stdio=record.stdio,
-        exit_status=0 if record.exit is None else record.exit.status,
-        exited_at_ns=0 if record.exit is None else record.exit.exited_at_ns,
-    )

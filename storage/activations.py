@@ -32,7 +32,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import structlog
@@ -45,6 +45,7 @@ from .faults import Fault
 from .filters import compile_filters
 from .labels import (
     Labels,
+    check_label_paths,
     check_labels,
     check_namespace,
     map_field,
@@ -52,11 +53,13 @@ from .labels import (
     quoted,
     stored_labels,
 )
-from .mountplan import Plan, make_plan
 from .mounts import Mount
 from .store import Record, Store, Transaction
 from .sweep import Garbage
 from .workers import WorkerFault, Workers
+
+if TYPE_CHECKING:
+    from .mountplan import Plan
 
 KIND = "mount"
 DIRECTORY = "mount directory"
@@ -109,6 +112,9 @@ class Activations:
         lease: str = "",
     ) -> Activation:
         """Make the mounts. `Unimplemented` when none of them needs the daemon."""
+        # Imported when the first asks: the daemon should be up at once.
+        from .mountplan import make_plan
+
         check_namespace(namespace)
         if not name:
             raise InvalidArgument("mount name must not be empty: invalid argument")
@@ -194,12 +200,7 @@ class Activations:
     ) -> Activation:
         """Change labels: all of them without `paths`, else `labels` or `labels.<key>`."""
         check_namespace(namespace)
-        for path in paths:
-            if path != "labels" and not path.startswith("labels."):
-                raise InvalidArgument(
-                    f"cannot update {quoted(path)} field on mount {quoted(changed.name)}:"
-                    " invalid argument"
-                )
+        check_label_paths(paths, f"mount {quoted(changed.name)}")
         check_labels("mount.Labels", changed.labels)
 
         def work(tx: Transaction) -> Record:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 import structlog
 import trio
 
+from ..actors.actor import Actor
 from ..actors.errors import Refusal
 from .expiry import Clock, left_ns, read_clock
 from .gc import Marks, Node, forget, mark, mark_written, reach, unmarked
@@ -330,3 +331,14 @@ class Collector:
             )
             return False
         return True
+
+
+class CollectorKeeper(Actor):
+    """The collector's place in the tree: runs it."""
+
+    def __init__(self, collector: Collector) -> None:
+        super().__init__()
+        self._collector = collector
+
+    def on_start(self) -> None:
+        self.spawn_task(self._collector.run)

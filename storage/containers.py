@@ -33,6 +33,9 @@ class Opaque:
     value: bytes
 
 
+Extensions = Mapping[str, Opaque]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
     """Which runtime runs the container, and with which options."""
@@ -52,7 +55,7 @@ class Container:
     image: str = ""
     snapshotter: str = ""
     snapshot_key: str = ""
-    extensions: Mapping[str, Opaque] = field(default_factory=dict[str, Opaque])
+    extensions: Extensions = field(default_factory=dict[str, Opaque])
     sandbox: str = ""
     created_at: int = 0
     updated_at: int = 0
@@ -181,12 +184,8 @@ def masked_container(old: Container, new: Container, paths: Sequence[str]) -> Co
             case "labels", _:
                 labels = masked_labels(result.labels, new.labels, [path])
                 result = replace(result, labels=labels)
-            case "extensions", "":
-                result = replace(result, extensions=new.extensions)
             case "extensions", _:
-                extensions = {name: one for name, one in result.extensions.items() if name != key}
-                if key in new.extensions:
-                    extensions[key] = new.extensions[key]
+                extensions = masked_extensions(result.extensions, new.extensions, key)
                 result = replace(result, extensions=extensions)
             case "spec", "":
                 result = replace(result, spec=new.spec)
@@ -199,6 +198,14 @@ def masked_container(old: Container, new: Container, paths: Sequence[str]) -> Co
                     f"cannot update {quoted(path)} field on {quoted(new.id)}: invalid argument"
                 )
     return result
+
+
+def masked_extensions(old: Extensions, new: Extensions, key: str) -> Extensions:
+    """The extensions after an update of one of them, or without a key of all."""
+    if not key:
+        return new
+    kept = {name: one for name, one in old.items() if name != key}
+    return {**kept, key: new[key]} if key in new else kept
 
 
 def check_container(container: Container) -> None:
@@ -239,19 +246,13 @@ def container_from_record(container_id: str, record: Record) -> Container:
     """The container that a stored record is."""
     return Container(
         id=container_id,
-        runtime=Runtime(
-            name=record["runtime"]["name"],
-            options=opaque_from(record["runtime"]["options"]),
-        ),
+        runtime=runtime_from(record["runtime"]),
         spec=opaque_from(record["spec"]),
         labels=record["labels"],
         image=record["image"],
         snapshotter=record["snapshotter"],
         snapshot_key=record["snapshot_key"],
-        extensions={
-            key: Opaque(type_url=one["type_url"], value=one["value"])
-            for key, one in record["extensions"].items()
-        },
+        extensions=extensions_from(record["extensions"]),
         sandbox=record["sandbox"],
         created_at=record["created_at"],
         updated_at=record["updated_at"],
@@ -259,15 +260,14 @@ def container_from_record(container_id: str, record: Record) -> Container:
 
 
 def _to_record(container: Container) -> Record:
-    runtime = container.runtime
     return {
-        "runtime": {"name": runtime.name, "options": opaque_to(runtime.options)},
+        "runtime": runtime_to(container.runtime),
         "spec": opaque_to(container.spec),
         "labels": dict(container.labels),
         "image": container.image,
         "snapshotter": container.snapshotter,
         "snapshot_key": container.snapshot_key,
-        "extensions": {key: opaque_to(one) for key, one in container.extensions.items()},
+        "extensions": extensions_to(container.extensions),
         "sandbox": container.sandbox,
         "created_at": container.created_at,
         "updated_at": container.updated_at,
@@ -282,6 +282,28 @@ def opaque_from(record: Record | None) -> Opaque | None:
 def opaque_to(opaque: Opaque | None) -> dict[str, object] | None:
     """As plain values, for a record."""
     return None if opaque is None else {"type_url": opaque.type_url, "value": opaque.value}
+
+
+def runtime_from(record: Record) -> Runtime:
+    """What `runtime_to` gave."""
+    return Runtime(name=record["name"], options=opaque_from(record["options"]))
+
+
+def runtime_to(runtime: Runtime) -> Record:
+    """As plain values, for a record."""
+    return {"name": runtime.name, "options": opaque_to(runtime.options)}
+
+
+def extensions_from(record: Record) -> Extensions:
+    """What `extensions_to` gave."""
+    return {
+        key: Opaque(type_url=one["type_url"], value=one["value"]) for key, one in record.items()
+    }
+
+
+def extensions_to(extensions: Extensions) -> Record:
+    """As plain values, for a record."""
+    return {key: opaque_to(one) for key, one in extensions.items()}
 
 
 def _emit_create(tx: Transaction, namespace: str, container: Container) -> None:

@@ -62,6 +62,7 @@ from .filters import compile_filters
 from .ingest import OPEN_WITHIN_S, Exists, Ingest, IngestActor, Order, Sealed, Shared
 from .labels import (
     Labels,
+    check_label_paths,
     check_labels,
     check_namespace,
     map_field,
@@ -179,12 +180,7 @@ class ContentStore:
             record = tx.get("content", namespace, digest)
             if record is None:
                 raise _not_found(digest)
-            for path in paths:
-                if path != "labels" and not path.startswith("labels."):
-                    raise InvalidArgument(
-                        f"cannot update {quoted(path)} field on content info"
-                        f" {quoted(digest)}: invalid argument"
-                    )
+            check_label_paths(paths, f"content info {quoted(digest)}")
             kept = masked_labels(record["labels"], labels, paths)
             check_labels("info.Labels", kept)
             changed = {**record, "labels": kept, "updated_at": tx.now_ns}

@@ -80,10 +80,6 @@ class Document:
         what = f"{self.what}: {key}"
         return tuple(_object(value, what) for value in self._list(key))
 
-    def as_dict(self) -> dict[str, object]:
-        """A copy of the object itself."""
-        return dict(self._values)
-
     def _list(self, key: str) -> list[object]:
         value = self._values.get(key)
         if value is None:

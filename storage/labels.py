@@ -111,6 +111,15 @@ def masked_labels(old: Labels, new: Labels, paths: Sequence[str]) -> dict[str, s
     return stored_labels(result)
 
 
+def check_label_paths(paths: Sequence[str], about: str) -> None:
+    """Refuse an update of anything but labels; `about` says of what."""
+    for path in paths:
+        if path != "labels" and not path.startswith("labels."):
+            raise InvalidArgument(
+                f"cannot update {quoted(path)} field on {about}: invalid argument"
+            )
+
+
 def map_field(values: Labels, path: Sequence[str]) -> tuple[str, bool]:
     """What a filter sees of labels: the rest of the path, dots and all, is one key."""
     key = ".".join(path)

@@ -8,6 +8,7 @@ layer: overlayfs needs two. The options and their order are containerd's.
 """
 
 import os
+import shutil
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +17,8 @@ import trio
 
 from ..actors import failpoints
 from ..actors.errors import FailedPrecondition
-from .mounts import Mount, escape_path
+from .mounts import Mount, detached, escape_path
 from .snapshotter import Kind
-from .worker import do_probe
 
 _INDEX = Path("/sys/module/overlay/parameters/index")
 
@@ -40,10 +40,9 @@ class Overlay:
 
         In a thread: a worker process would take longer to start than everything else at boot.
         """
-        found = await trio.to_thread.run_sync(do_probe, {"path": str(root / "probe")})
-        user_attributes = found["userxattr"]
-        if found["reason"]:
-            return FailedPrecondition(f"overlayfs on {root}: {found['reason']}: skip plugin")
+        reason, user_attributes = await trio.to_thread.run_sync(_try_overlay, root / "probe")
+        if reason:
+            return FailedPrecondition(f"overlayfs on {root}: {reason}: skip plugin")
         index_off = await trio.to_thread.run_sync(_INDEX.exists)
         return cls(index_off=index_off, user_attributes=user_attributes)
 
@@ -92,6 +91,37 @@ class Overlay:
             own = ()
         options = (*self._options, *own, "lowerdir=" + ":".join(map(_escaped, lowers)))
         return [Mount(type="overlay", source="overlay", options=options)]
+
+
+def _try_overlay(root: Path) -> tuple[str, bool]:
+    """Mount one in a new directory: why it does not work, and whether it needs `userxattr`."""
+    for name in ("lower", "upper", "work"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    options: tuple[str, ...] = (
+        f"workdir={_escaped(root / 'work')}",
+        f"upperdir={_escaped(root / 'upper')}",
+        f"lowerdir={_escaped(root / 'lower')}",
+    )
+    # Inside a user namespace overlayfs keeps its marks in user.*, if it is told to.
+    user_attributes = not _has_trusted(root / "upper")
+    if user_attributes:
+        options = ("userxattr", *options)
+    reason = ""
+    try:
+        with detached([Mount(type="overlay", source="overlay", options=options)]) as fd:
+            os.mkdir("probe", dir_fd=fd)
+    except OSError as error:
+        reason = str(error)
+    shutil.rmtree(root)
+    return reason, user_attributes
+
+
+def _has_trusted(path: Path) -> bool:
+    try:
+        os.setxattr(path, "trusted.overlay.probe", b"y")
+    except OSError:
+        return False
+    return True
 
 
 def _escaped(path: Path) -> str:

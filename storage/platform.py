@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ..actors.errors import InvalidArgument
 from .document import Document
 
 T = TypeVar("T")
@@ -99,23 +98,6 @@ def host() -> Platform:
     return normalize(
         Platform(os=host_platform.system().lower(), architecture=host_platform.machine())
     )
-
-
-def parse_platform(text: str) -> Platform:
-    """`os`, `architecture`, `os/architecture` or `os/architecture/variant`; gaps are the host's."""
-    parts = text.split("/")
-    well_formed = all(part and part.replace("_", "").replace("-", "").isalnum() for part in parts)
-    if not well_formed or len(parts) > 3:
-        raise InvalidArgument(f'"{text[:100]}" is an invalid platform')
-    here = host()
-    if len(parts) > 1:
-        variant = parts[2] if len(parts) == 3 else ""
-        return normalize(Platform(os=parts[0], architecture=parts[1], variant=variant))
-    if parts[0].lower() in ("linux", "windows", "darwin", "macos", "freebsd"):
-        return normalize(
-            Platform(os=parts[0], architecture=here.architecture, variant=here.variant)
-        )
-    return normalize(Platform(os=here.os, architecture=parts[0]))
 
 
 def runnable_on(platform: Platform) -> tuple[Platform, ...]:

@@ -27,7 +27,14 @@ from ..actors import failpoints
 from ..actors.actor import Actor
 from ..actors.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Refusal
 from .filters import compile_filters
-from .labels import check_labels, check_namespace, masked_labels, quoted, stored_labels
+from .labels import (
+    check_label_paths,
+    check_labels,
+    check_namespace,
+    masked_labels,
+    quoted,
+    stored_labels,
+)
 from .leases import lease_resource, release_resource
 from .lentsnapshots import ROOT
 from .mounts import Mount
@@ -124,12 +131,7 @@ class RemoteSnapshots:
 
     async def update(self, namespace: str, info: Info, paths: Sequence[str] = ()) -> Info:
         check_namespace(namespace)
-        for path in paths:
-            if path != "labels" and not path.startswith("labels."):
-                raise InvalidArgument(
-                    f"cannot update {quoted(path)} field on snapshot"
-                    f" {quoted(info.name)}: invalid argument"
-                )
+        check_label_paths(paths, f"snapshot {quoted(info.name)}")
         async with self._working(Place(namespace, info.name)) as place:
             old = self.index.require(place)
             labels = masked_labels(old.info.labels, info.labels, paths)

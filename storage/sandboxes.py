@@ -6,12 +6,23 @@ Invariant: id, sandboxer and the runtime's name never change.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 from ..actors.errors import AlreadyExists, InvalidArgument, NotFound
-from .containers import Opaque, Runtime, opaque_from, opaque_to
+from .containers import (
+    Extensions,
+    Opaque,
+    Runtime,
+    extensions_from,
+    extensions_to,
+    masked_extensions,
+    opaque_from,
+    opaque_to,
+    runtime_from,
+    runtime_to,
+)
 from .filters import compile_filters
 from .labels import (
     Labels,
@@ -37,7 +48,7 @@ class Sandbox:
     runtime: Runtime = field(default_factory=lambda: Runtime(name=""))
     spec: Opaque | None = None
     labels: Labels = field(default_factory=dict[str, str])
-    extensions: Mapping[str, Opaque] = field(default_factory=dict[str, Opaque])
+    extensions: Extensions = field(default_factory=dict[str, Opaque])
     sandboxer: str = ""
     created_at: int = 0
     updated_at: int = 0
@@ -119,12 +130,8 @@ def masked_sandbox(old: Sandbox, new: Sandbox, paths: Sequence[str]) -> Sandbox:
         match head, key:
             case "labels", _:
                 result = replace(result, labels=masked_labels(result.labels, new.labels, [path]))
-            case "extensions", "":
-                result = replace(result, extensions=new.extensions)
             case "extensions", _:
-                extensions = {name: one for name, one in result.extensions.items() if name != key}
-                if key in new.extensions:
-                    extensions[key] = new.extensions[key]
+                extensions = masked_extensions(result.extensions, new.extensions, key)
                 result = replace(result, extensions=extensions)
             case "spec", "":
                 result = replace(result, spec=new.spec)
@@ -167,14 +174,12 @@ def _not_found(sandbox_id: str) -> NotFound:
 
 
 def _from_record(sandbox_id: str, record: Record) -> Sandbox:
-    runtime = record["runtime"]
-    extensions = {key: opaque_from(one) for key, one in record["extensions"].items()}
     return Sandbox(
         id=sandbox_id,
-        runtime=Runtime(name=runtime["name"], options=opaque_from(runtime["options"])),
+        runtime=runtime_from(record["runtime"]),
         spec=opaque_from(record["spec"]),
         labels=record["labels"],
-        extensions={key: one for key, one in extensions.items() if one is not None},
+        extensions=extensions_from(record["extensions"]),
         sandboxer=record["sandboxer"],
         created_at=record["created_at"],
         updated_at=record["updated_at"],
@@ -182,12 +187,11 @@ def _from_record(sandbox_id: str, record: Record) -> Sandbox:
 
 
 def _to_record(sandbox: Sandbox) -> Record:
-    runtime = sandbox.runtime
     return {
-        "runtime": {"name": runtime.name, "options": opaque_to(runtime.options)},
+        "runtime": runtime_to(sandbox.runtime),
         "spec": opaque_to(sandbox.spec),
         "labels": dict(sandbox.labels),
-        "extensions": {key: opaque_to(one) for key, one in sandbox.extensions.items()},
+        "extensions": extensions_to(sandbox.extensions),
         "sandboxer": sandbox.sandboxer,
         "created_at": sandbox.created_at,
         "updated_at": sandbox.updated_at,

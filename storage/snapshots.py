@@ -22,7 +22,7 @@ from ..actors.message import Request
 from ..actors.reference import Ref
 from .driver import Driver
 from .filters import compile_filters
-from .labels import check_labels, check_namespace, masked_labels, quoted
+from .labels import check_label_paths, check_labels, check_namespace, masked_labels, quoted
 from .mounts import Mount
 from .snapshotactor import Commit, Create, Measure, Remove, SnapshotActor
 from .snapshotgraph import Graph
@@ -88,12 +88,7 @@ class Snapshots:
 
         def work(tx: Transaction) -> Info:
             old = self.graph.require_in(tx, place)
-            for path in paths:
-                if path != "labels" and not path.startswith("labels."):
-                    raise InvalidArgument(
-                        f"cannot update {quoted(path)} field on snapshot"
-                        f" {quoted(info.name)}: invalid argument"
-                    )
+            check_label_paths(paths, f"snapshot {quoted(info.name)}")
             labels = masked_labels(old.info.labels, info.labels, paths)
             check_labels("info.Labels", labels)
             new = replace(old, info=replace(old.info, labels=labels, updated_at=tx.now_ns))

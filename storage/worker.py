@@ -19,7 +19,6 @@ import select
 import signal
 import socket
 import stat
-import struct
 import sys
 import threading
 import time
@@ -32,16 +31,16 @@ from typing import Any, TypeVar
 import cbor2
 
 from ..actors import failpoints
-from ..actors.errors import FailedPrecondition, InvalidArgument, Refusal
+from ..actors.errors import FailedPrecondition, Refusal
 from . import syscalls
 from .compression import PackedStream
+from .jobframes import LENGTH_BYTES, decode_length, encode_frame
 from .layer import Applied, Limits, apply
 from .layerroot import Form
 from .mountjobs import do_activate, do_deactivate, do_standing
 from .mounts import (
     Mount,
     detached,
-    escape_path,
     layers_of,
     mount_all,
     overlay_layers,
@@ -53,25 +52,8 @@ from .refusal import refusal_of
 from .tar import Bounds
 from .trees import copy_tree, measure_tree, remove_tree
 
-FRAME_BYTES_MAX = 16 << 20
-_LENGTH = struct.Struct(">I")
-
 Job = Mapping[str, Any]
 R = TypeVar("R")
-
-
-def encode_frame(value: Mapping[str, Any]) -> bytes:
-    """A frame with its length in front."""
-    raw = cbor2.dumps(value)
-    return _LENGTH.pack(len(raw)) + raw
-
-
-def decode_length(raw: bytes) -> int:
-    """How many bytes follow; refused when they are too many."""
-    length: int = _LENGTH.unpack(raw)[0]
-    if length > FRAME_BYTES_MAX:
-        raise InvalidArgument(f"a frame of {length} bytes")
-    return length
 
 
 def apply_layer(
@@ -256,39 +238,6 @@ def do_unmount(job: Job) -> Mapping[str, Any]:
     return {}
 
 
-def do_probe(job: Job) -> Mapping[str, Any]:
-    """Try an overlay in a directory: why it does not work, and whether it needs `userxattr`."""
-    root = Path(job["path"])
-    for name in ("lower", "upper", "work"):
-        (root / name).mkdir(parents=True, exist_ok=True)
-    escaped = escape_path(str(root))
-    options: tuple[str, ...] = (
-        f"workdir={escaped}/work",
-        f"upperdir={escaped}/upper",
-        f"lowerdir={escaped}/lower",
-    )
-    # Inside a user namespace overlayfs keeps its marks in user.*, if it is told to.
-    user_attributes = not _has_trusted(root / "upper")
-    if user_attributes:
-        options = ("userxattr", *options)
-    reason = ""
-    try:
-        with detached([Mount(type="overlay", source="overlay", options=options)]) as fd:
-            os.mkdir("probe", dir_fd=fd)
-    except OSError as error:
-        reason = str(error)
-    do_remove({"path": str(root)})
-    return {"reason": reason, "userxattr": user_attributes}
-
-
-def _has_trusted(path: Path) -> bool:
-    try:
-        os.setxattr(path, "trusted.overlay.probe", b"y")
-    except OSError:
-        return False
-    return True
-
-
 JOBS: Mapping[str, Callable[[Job], Mapping[str, Any]]] = {
     "apply": do_apply,
     "pack": do_pack,
@@ -356,7 +305,7 @@ def serve(connection: socket.socket) -> None:
     """Do the jobs that come, until the stream ends."""
     watch = Watch(connection)
     connection.sendall(encode_frame({"holdfast": 1, "pid": os.getpid()}))
-    while head := _receive(connection, _LENGTH.size):
+    while head := _receive(connection, LENGTH_BYTES):
         raw = _receive(connection, decode_length(head))
         if not raw:
             return

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cbor2
 import structlog
@@ -32,11 +32,13 @@ from ..actors.actor import Actor
 from ..actors.exits import KILL, ActorExited
 from ..actors.message import Request
 from ..actors.reference import Ref
+from .jobframes import LENGTH_BYTES, decode_length, encode_frame
 from .layer import Applied, Limits
-from .mountplan import Plan
 from .mounts import Mount
 from .snapshotter import Usage
-from .worker import decode_length, encode_frame
+
+if TYPE_CHECKING:
+    from .mountplan import Plan
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -161,7 +163,7 @@ class Worker(Actor):
                 os.close(self._pid_fd)
 
     async def _receive(self) -> Answer:
-        raw = await self._exactly(decode_length(await self._exactly(4)))
+        raw = await self._exactly(decode_length(await self._exactly(LENGTH_BYTES)))
         answer: Answer = cbor2.loads(raw)
         return answer
 
@@ -329,7 +331,7 @@ class Workers:
 
     async def activate(
         self,
-        plan: Plan,
+        plan: "Plan",
         directory: Path,
         roots: Sequence[Path],
         within_s: float = ACTIVATE_WITHIN_S,

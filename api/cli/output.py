@@ -84,11 +84,11 @@ def size(count: int) -> str:
     return f"{count} B" if unit == 0 else f"{value:.1f} {UNITS[unit]}"
 
 
-def moment(seconds: int, nanos: int = 0) -> str:
+def moment(seconds: int) -> str:
     """A time stamp in UTC, RFC 3339; empty for none."""
-    if not seconds and not nanos:
+    if not seconds:
         return ""
-    return datetime.fromtimestamp(seconds + nanos / 1e9, UTC).isoformat(timespec="seconds")
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def ago(seconds: int, now_s: float) -> str:

@@ -46,7 +46,7 @@ UNITS_S: Mapping[str, float] = {
 }  # fmt: skip
 DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
 
-Path_ = tuple[str, ...]
+Keys = tuple[str, ...]
 
 
 def seconds(value: Any) -> float:
@@ -79,7 +79,7 @@ def socket_path(value: Any) -> Any:
 class Heeded(NamedTuple):
     """A setting of containerd's, which setting of Holdfast's it is, and how it is read."""
 
-    path: Path_
+    path: Keys
     setting: str
     understand: Callable[[Any], Any] = lambda value: value
 
@@ -104,9 +104,9 @@ HEEDED: Sequence[Heeded] = (
 )
 
 # Read by functions of their own.
-SNAPSHOTTER: Path_ = ("plugins", CRI_IMAGES, "snapshotter")
-RUNTIMES: Path_ = ("plugins", CRI_RUNTIME, "containerd")
-SILENT: Sequence[Path_] = (
+SNAPSHOTTER: Keys = ("plugins", CRI_IMAGES, "snapshotter")
+RUNTIMES: Keys = ("plugins", CRI_RUNTIME, "containerd")
+SILENT: Sequence[Keys] = (
     *((key,) for key in ("version", "imports", "proxy_plugins")),
     *((key,) for key in ("disabled_plugins", "required_plugins")),
     SNAPSHOTTER,
@@ -114,7 +114,7 @@ SILENT: Sequence[Path_] = (
 )
 
 # containerd's own values, as its `config default` prints them; to set them is to say nothing.
-DEFAULTS: Mapping[Path_, Sequence[Any]] = {
+DEFAULTS: Mapping[Keys, Sequence[Any]] = {
     ("plugins", GRPC, "max_recv_message_size"): [16 << 20],
     ("plugins", GRPC, "max_send_message_size"): [16 << 20],
     ("plugins", CRI, "disable_tcp_service"): [True],
@@ -157,9 +157,9 @@ WITHOUT: Mapping[str, str] = {
 }
 
 
-def default_document(config: Config | None = None) -> Table:
+def default_document() -> Table:
     """What `config default` prints: the settings that are heeded, in the latest version."""
-    ours = config or Config()
+    ours = Config()
     document: Table = {
         "version": 4,
         "root": "/var/lib/containerd",
@@ -222,7 +222,7 @@ def settings(document: Table, about: str) -> tuple[Config, Sequence[str]]:
     return made(chosen, about), [*remarks, *said]
 
 
-def at(document: Table, path: Path_) -> Any:
+def at(document: Table, path: Keys) -> Any:
     """The value at a path; None where there is none."""
     value: Any = document
     for key in path:
@@ -232,7 +232,7 @@ def at(document: Table, path: Path_) -> Any:
     return value
 
 
-def dotted(path: Path_) -> str:
+def dotted(path: Keys) -> str:
     """A path as TOML writes it."""
     return ".".join(f'"{key}"' if "." in key else key for key in path)
 
@@ -284,7 +284,7 @@ def _of_plugins(document: Table) -> Iterator[str]:
 def _leftover(document: Table) -> Iterator[str]:
     """A remark for each part that is set to something, to no effect."""
     heeded = {path for path, _, _ in HEEDED}
-    parts: dict[Path_, list[str]] = {}
+    parts: dict[Keys, list[str]] = {}
     for path, value in leaves(document):
         silent = path in heeded or any(path[: len(one)] == one for one in SILENT)
         # What is empty or containerd's own choice says nothing, and so does its decryption.
@@ -302,7 +302,7 @@ def _leftover(document: Table) -> Iterator[str]:
         yield f"{dotted(part)}: {f'{below}: ' if below else ''}{why}"
 
 
-def leaves(table: Table, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
+def leaves(table: Table, path: Keys = ()) -> Iterator[tuple[Keys, Any]]:
     """Every value that is no table, with its path."""
     for key, value in table.items():
         if isinstance(value, dict):

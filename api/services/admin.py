@@ -2,7 +2,7 @@
 
 import os
 import platform
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import trio
 
@@ -12,7 +12,6 @@ from ...runtime.shims import fork_server
 from ...runtime.spec import BindMount
 from ...storage.events import GAP_TOPIC, Event
 from ...storage.faults import Fault
-from ...storage.why import Reason, why
 from ...supervision.report import CrashReport
 from ..anys import timestamp
 from ..grpc.call import Call, Context
@@ -22,6 +21,9 @@ from ..identity import VERSION
 from ..proto.services import admin_pb2 as pb
 from ..treetext import node_to
 from .events import to_envelope
+
+if TYPE_CHECKING:
+    from ...storage.why import Reason
 
 EXPORT_CHUNK = 1 << 20
 
@@ -67,6 +69,9 @@ def service(host: Host) -> Service:
         return pb.RemoveFaultsResponse(removed=[fault_to(fault) for fault in removed])
 
     async def why_(request: pb.WhyRequest, context: Context) -> pb.WhyResponse:
+        # Imported when the first asks: the daemon should be up at once.
+        from ...storage.why import why
+
         reason = await why(
             host.store,
             host.collector,
@@ -222,7 +227,7 @@ def fault_to(fault: Fault) -> pb.Fault:
     )
 
 
-def why_to(reason: Reason) -> pb.WhyResponse:
+def why_to(reason: "Reason") -> pb.WhyResponse:
     answer = pb.WhyResponse(kept=reason.kept, goes=reason.goes, also_in=reason.also_in)
     for step in reason.chain:
         answer.chain.add(how=step.how, kind=step.kind, name=step.key, flat=step.flat)

@@ -1,5 +1,6 @@
 """containerd.services.containers.v1: container records."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -7,7 +8,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
 from ...actors.errors import InvalidArgument
-from ...storage.containers import Container, Containers, Opaque, Runtime
+from ...storage.containers import Container, Containers, Extensions, Opaque, Runtime
 from ...storage.image_keeper import ImageKeeper
 from ..anys import timestamp
 from ..grpc.call import Call, Context
@@ -83,10 +84,7 @@ def to_message(container: Container) -> pb.Container:
         snapshot_key=container.snapshot_key,
         created_at=timestamp(container.created_at),
         updated_at=timestamp(container.updated_at),
-        extensions={
-            name: AnyMessage(type_url=value.type_url, value=value.value)
-            for name, value in container.extensions.items()
-        },
+        extensions=anys_to(container.extensions),
         sandbox=container.sandbox,
     )
 
@@ -100,10 +98,7 @@ def from_message(message: pb.Container) -> Container:
         spec=opaque_in(message, "spec"),
         snapshotter=message.snapshotter,
         snapshot_key=message.snapshot_key,
-        extensions={
-            name: Opaque(type_url=value.type_url, value=value.value)
-            for name, value in message.extensions.items()
-        },
+        extensions=opaques_in(message.extensions),
         sandbox=message.sandbox,
     )
 
@@ -117,3 +112,13 @@ def opaque_in(message: Message, field: str) -> Opaque | None:
         return None
     value: AnyMessage = getattr(message, field)
     return Opaque(type_url=value.type_url, value=value.value)
+
+
+def anys_to(extensions: Extensions) -> dict[str, AnyMessage]:
+    return {
+        name: AnyMessage(type_url=one.type_url, value=one.value) for name, one in extensions.items()
+    }
+
+
+def opaques_in(messages: Mapping[str, AnyMessage]) -> Extensions:
+    return {name: Opaque(type_url=one.type_url, value=one.value) for name, one in messages.items()}

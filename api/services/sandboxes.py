@@ -7,7 +7,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 
 from ...actors.errors import InvalidArgument, NotFound
 from ...runtime.sandboxes import Sandboxes
-from ...storage.containers import Opaque, Runtime
+from ...storage.containers import Runtime
 from ...storage.platform import host
 from ...storage.sandboxes import Sandbox, SandboxStore
 from ..anys import timestamp
@@ -17,7 +17,7 @@ from ..proto import types_pb2 as types
 from ..proto.services import sandbox_pb2 as pb
 from ..runcoptions import runc_options
 from ..types import mounts_from
-from .containers import any_to, opaque_in
+from .containers import any_to, anys_to, opaque_in, opaques_in
 from .tasks import metric_to
 
 SANDBOXER = "shim"
@@ -208,10 +208,7 @@ def to_message(sandbox: Sandbox) -> types.Sandbox:
         labels=dict(sandbox.labels),
         created_at=timestamp(sandbox.created_at),
         updated_at=timestamp(sandbox.updated_at),
-        extensions={
-            name: AnyMessage(type_url=value.type_url, value=value.value)
-            for name, value in sandbox.extensions.items()
-        },
+        extensions=anys_to(sandbox.extensions),
         sandboxer=sandbox.sandboxer,
     )
 
@@ -222,9 +219,6 @@ def from_message(message: types.Sandbox) -> Sandbox:
         runtime=Runtime(name=message.runtime.name, options=opaque_in(message.runtime, "options")),
         spec=opaque_in(message, "spec"),
         labels=dict(message.labels),
-        extensions={
-            name: Opaque(type_url=value.type_url, value=value.value)
-            for name, value in message.extensions.items()
-        },
+        extensions=opaques_in(message.extensions),
         sandboxer=message.sandboxer,
     )

@@ -9,8 +9,9 @@ from google.protobuf.empty_pb2 import Empty
 from ...actors.errors import Unimplemented
 from ...runtime.foreign import is_foreign
 from ...runtime.metrics import V1, V2
+from ...runtime.processview import Process
 from ...runtime.stdio import Stdio
-from ...runtime.tasks import Exited, Process, TaskMetrics, Tasks
+from ...runtime.tasks import Exited, TaskMetrics, Tasks
 from ...storage.containers import Container, Containers
 from ..anys import pack, timestamp
 from ..grpc.call import Context

@@ -125,3 +125,26 @@ def clean(house: House) -> None:
         house.raw("tasks", "rm", line)
         house.raw("containers", "rm", line)
     until(lambda: not house.left())
+
+
+def ask_every_verb(house: House, runtime: str) -> Path:
+    """A container's life under a shim, with each verb; where the shim listened."""
+    script = "trap 'exit 9' TERM; while :; do sleep 0.05; done"
+    house.run("c", "sh", "-c", script, runtime=runtime)
+    address = house.address("c")
+    done = house.raw("tasks", "exec", "--exec-id", "e", "c", "sh", "-c", "echo in; exit 3")
+    assert (done.returncode, done.stdout) == (3, "in\n")
+    house.ctr("tasks", "pause", "c")
+    assert house.status("c") == "PAUSED"
+    house.ctr("tasks", "resume", "c")
+    assert house.status("c") == "RUNNING"
+    assert "memory" in house.ctr("tasks", "metrics", "c")
+    house.ctr("tasks", "exec", "--detach", "--exec-id", "f", "c", *SLEEP)
+    pids = [line.split()[0] for line in house.ctr("tasks", "ps", "c").splitlines()[1:]]
+    assert len(pids) >= 2
+    house.ctr("tasks", "kill", "--exec-id", "f", "--signal", "SIGKILL", "c")
+    assert "must be stopped before deletion" in house.raw("tasks", "rm", "c").stderr
+    house.ctr("tasks", "kill", "c")
+    until(lambda: house.status("c") == "STOPPED")
+    house.ctr("tasks", "rm", "c", code=None)
+    return address

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from bench.daemons import Daemon, running
 from examples import busybox_image
 from google.protobuf.any_pb2 import Any as AnyMessage
-from house import IMAGE, SHIM, SLEEP, House, clean, until
+from house import IMAGE, SHIM, SLEEP, House, ask_every_verb, clean, until
 
 from holdfast.actors.failpoints import VARIABLE
 from holdfast.api.proto.events_pb2 import TaskExit
@@ -81,25 +81,7 @@ def test_a_container_runs_to_its_end_and_leaves_nothing(house: House, runtime: s
 
 
 def test_every_verb_reaches_the_shim(house: House) -> None:
-    house.run("c", "sh", "-c", "trap 'exit 9' TERM; while :; do sleep 0.05; done", runtime=NAMED)
-    address = house.address("c")
-    assert address.is_socket()
-    done = house.raw("tasks", "exec", "--exec-id", "e", "c", "sh", "-c", "echo in; exit 3")
-    assert (done.returncode, done.stdout) == (3, "in\n")
-    house.ctr("tasks", "pause", "c")
-    assert house.status("c") == "PAUSED"
-    house.ctr("tasks", "resume", "c")
-    assert house.status("c") == "RUNNING"
-    assert "memory" in house.ctr("tasks", "metrics", "c")
-    house.ctr("tasks", "exec", "--detach", "--exec-id", "f", "c", *SLEEP)
-    pids = [line.split()[0] for line in house.ctr("tasks", "ps", "c").splitlines()[1:]]
-    assert len(pids) >= 2
-    house.ctr("tasks", "kill", "--exec-id", "f", "--signal", "SIGKILL", "c")
-    refused = house.raw("tasks", "rm", "c")
-    assert "must be stopped before deletion" in refused.stderr
-    house.ctr("tasks", "kill", "c")
-    until(lambda: house.status("c") == "STOPPED")
-    house.ctr("tasks", "rm", "c", code=None)
+    address = ask_every_verb(house, NAMED)
     topics = [topic for topic, _ in house.events()]
     exits = {e["id"]: e["exit_status"] for t, e in house.events("exit")}
     assert exits == {"c": 9, "e": 3, "f": 137}

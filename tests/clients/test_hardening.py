@@ -9,7 +9,7 @@ import os
 import re
 import stat
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,6 @@ import trio
 from bench.daemons import running
 from examples import busybox_image
 
-import holdfast
 from holdfast.api.host import Host
 
 HERE = Path(__file__).parents[2]
@@ -26,19 +25,6 @@ CREATES = 40
 FAILURES = 40
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
-
-
-@pytest.fixture
-async def host(tmp_path: Path) -> AsyncIterator[Host]:
-    archive = tmp_path / "busybox.tar"
-    busybox_image.build(archive)
-    async with holdfast.open(root=tmp_path / "root", state=tmp_path / "state") as opened:
-        await opened.import_archive(archive)
-        try:
-            yield opened
-        finally:
-            for container in opened.containers.list("default"):
-                await opened.remove(container.id, force=True)
 
 
 def modes(base: Path) -> Iterator[tuple[Path, os.stat_result]]:

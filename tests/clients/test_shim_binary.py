@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parent))
 from bench.daemons import Daemon, running
 from examples import busybox_image
-from house import IMAGE, SLEEP, House, clean, command_lines, until
+from house import IMAGE, SLEEP, House, ask_every_verb, clean, command_lines, until
 
 from holdfast.api.proto.shim import bootstrap_pb2, task_v3_pb2
 from holdfast.api.proto.types_pb2 import RuntimeInfo
@@ -123,23 +123,7 @@ def test_a_container_runs_to_its_end_and_leaves_nothing(house: House) -> None:
 
 def test_every_verb_reaches_it(house: House) -> None:
     with listening(house) as topics_until:
-        script = "trap 'exit 9' TERM; while :; do sleep 0.05; done"
-        house.run("c", "sh", "-c", script, runtime=RUNTIME)
-        address = house.address("c")
-        done = house.raw("tasks", "exec", "--exec-id", "e", "c", "sh", "-c", "echo in; exit 3")
-        assert (done.returncode, done.stdout) == (3, "in\n")
-        house.ctr("tasks", "pause", "c")
-        assert house.status("c") == "PAUSED"
-        house.ctr("tasks", "resume", "c")
-        assert house.status("c") == "RUNNING"
-        assert "memory" in house.ctr("tasks", "metrics", "c")
-        house.ctr("tasks", "exec", "--detach", "--exec-id", "f", "c", *SLEEP)
-        pids = [line.split()[0] for line in house.ctr("tasks", "ps", "c").splitlines()[1:]]
-        assert len(pids) >= 2
-        assert house.raw("tasks", "rm", "c").returncode != 0
-        house.ctr("tasks", "kill", "c")
-        until(lambda: house.status("c") == "STOPPED")
-        house.ctr("tasks", "rm", "c", code=None)
+        address = ask_every_verb(house, RUNTIME)
         assert topics_until("delete") == [
             *("create", "start", "exec-added", "exec-started", "exit", "paused", "resumed"),
             *("exec-added", "exec-started", "exit", "exit", "delete"),

@@ -9,10 +9,7 @@ from hypothesis import strategies as st
 from holdfast.actors.errors import FailedPrecondition, NotFound, Refusal
 from holdfast.runtime.exec import (
     TRANSITIONS,
-    CloseStdin,
     Delete,
-    Kill,
-    Resize,
     Start,
     Started,
     Step,
@@ -21,6 +18,7 @@ from holdfast.runtime.exec import (
     next_state,
     steps_to_truth,
 )
+from holdfast.runtime.forwarded import CloseStdin, Kill, Resize
 from holdfast.runtime.records import ExecState
 from holdfast.runtime.shimclient import Exited, ProcessState
 from holdfast.runtime.stdio import Stdio

@@ -161,7 +161,7 @@ async def test_a_shim_of_the_version_before_is_accepted(autojump_clock) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(answer)
         nursery.start_soon(shim.serve, lambda event: None)
-        assert shim.pid == 7
+        assert shim.hello["pid"] == 7
         # It does not know the verb: it is asked for what it does know.
         assert await shim.settle() == (9, "running")
         nursery.cancel_scope.cancel()

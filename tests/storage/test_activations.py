@@ -180,7 +180,7 @@ async def test_a_fault_of_the_worker_leaves_nothing_either(
 ) -> None:
     # What no worker expects: the plan was made of something else than what it says.
     bad = Plan(steps=[Step(mount=LOOP, point="nul\0", makings=[])], system=[])
-    monkeypatch.setattr("holdfast.storage.activations.make_plan", lambda *_: bad)
+    monkeypatch.setattr("holdfast.storage.mountplan.make_plan", lambda *_: bad)
     with pytest.raises(WorkerFault):
         await house.activations.activate(NS, NAME, [LOOP])
     assert (house.left, house.store.count("mount")) == ([], 0)

@@ -19,7 +19,7 @@ from holdfast.storage.descriptor import (
 from holdfast.storage.digest import check_digest, digest_of, fault_of_digest, parse_digest
 from holdfast.storage.document import Document, parse_objects
 from holdfast.storage.image_config import chain_ids, offered_labels, read_image_config
-from holdfast.storage.platform import Platform, choose, host, normalize, parse_platform, rank
+from holdfast.storage.platform import Platform, choose, normalize, rank
 
 EMPTY = digest_of(b"")
 
@@ -97,7 +97,6 @@ def test_a_manifest_needs_a_config() -> None:
 
 def test_documents_are_typed() -> None:
     document = Document.parse(b'{"t":"x","n":1,"l":["a"],"m":{"k":"v"},"x":null}', "d")
-    assert document.as_dict()["n"] == 1
     assert document.keys("m") == ("k",)
     assert document.child("m").text("k") == "v"
     assert (document.text("x"), document.number("x"), document.texts("x")) == ("", 0, ())
@@ -149,12 +148,6 @@ def test_platforms_have_one_spelling() -> None:
     assert str(normalize(platform("linux/aarch64/8"))) == "linux/arm64"
     assert str(normalize(platform("linux/armhf"))) == "linux/arm/v7"
     assert str(normalize(platform("macos/arm"))) == "darwin/arm/v7"
-    assert str(parse_platform("linux/arm/v6")) == "linux/arm/v6"
-    assert parse_platform("linux") == host()
-    assert parse_platform("arm64").architecture == "arm64"
-    for text in ("", "a/b/c/d", "linux/../x", "linux//"):
-        with pytest.raises(InvalidArgument):
-            parse_platform(text)
 
 
 def test_the_best_platform_is_chosen() -> None:

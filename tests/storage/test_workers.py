@@ -15,8 +15,9 @@ from holdfast.actors.errors import DeadlineExceeded, InvalidArgument, Unavailabl
 from holdfast.actors.exits import StartFailed
 from holdfast.actors.reference import Ref
 from holdfast.actors.system import System
+from holdfast.storage.jobframes import decode_length, encode_frame
 from holdfast.storage.mounts import Mount
-from holdfast.storage.worker import Watch, answer, decode_length, encode_frame, serve
+from holdfast.storage.worker import Watch, answer, serve
 from holdfast.storage.workers import Worker, WorkerFault, Workers
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -7,20 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.actors.errors import AlreadyExists, FailedPrecondition, NotFound, Refusal
+from holdfast.runtime.forwarded import CloseStdin, Kill, Resize
 from holdfast.runtime.records import State
 from holdfast.runtime.shimclient import Exited, ProcessState, ShimState
 from holdfast.runtime.stdio import Stdio
-from holdfast.runtime.task import (
+from holdfast.runtime.tasklife import (
     HALFWAY,
     TRANSITIONS,
     AddExec,
-    CloseStdin,
     Create,
     Delete,
     Frozen,
-    Kill,
     Pause,
-    Resize,
     Resume,
     Start,
     Started,
