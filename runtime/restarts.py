@@ -333,11 +333,14 @@ def _count(watch: Watch, labels: dict[str, str], tx: Transaction) -> None:
 
 
 def _decide(watch: Watch, intent: Intent) -> Callable[[Transaction], None]:
-    """Write an intent, with the count of a restart, unless the labels changed meanwhile."""
+    """Write an intent, with the count of a restart, unless the labels changed meanwhile, or a
+    monitor that fell since had decided too."""
 
     def job(tx: Transaction) -> None:
         labels = _labels(watch, tx)
         if labels.get(STATUS) != intent.desired.value:
+            return
+        if tx.get(INTENT, watch.namespace, watch.id) is not None:
             return
         if intent.desired is Desired.RUNNING:
             if not allows(labels, intent.exit):
