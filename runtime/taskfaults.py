@@ -1,4 +1,4 @@
-"""The faults of the runtime: what recovery left alone, and pins that the kernel refused.
+"""The faults of the runtime: what recovery left alone.
 
     task, exec     a record that could not be brought back; given up, it is forgotten
     bundle         a process lives in it, and no record tells whose; given up, both end
