@@ -40,7 +40,7 @@ import trio
 
 from ..actors import failpoints
 from ..actors.actor import Actor
-from ..actors.errors import AlreadyExists, InvalidArgument, NotFound, Refusal
+from ..actors.errors import AlreadyExists, InvalidArgument, NotFound, Refusal, Unavailable
 from .faults import Fault
 from .filters import compile_filters
 from .labels import (
@@ -63,6 +63,8 @@ if TYPE_CHECKING:
 
 KIND = "mount"
 DIRECTORY = "mount directory"
+WORKERS_MAX = 3
+"""So many are tried, when they die."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -185,7 +187,7 @@ class Activations:
                 id = await self._store.write(work)
                 failpoints.passed("mount.forgotten")
                 async with self._working(id):
-                    await self._workers.deactivate(self._home / id)
+                    await self._worked_off(id)
 
     def info(self, namespace: str, name: str) -> Activation:
         """The activation of that name, or `NotFound`."""
@@ -229,7 +231,7 @@ class Activations:
         """Take off what a collected record stood for."""
         id = garbage.record["id"]
         async with self._working(id):
-            await self._workers.deactivate(self._home / id)
+            await self._worked_off(id)
 
     async def recover(self) -> None:
         """At a start: keep what stands and is recorded, undo and forget everything else."""
@@ -273,7 +275,7 @@ class Activations:
     async def give_up(self, fault: Fault) -> None:
         """Take off what stands in the directory."""
         id = Path(fault.key).name
-        await self._workers.deactivate(self._home / id)
+        await self._worked_off(id)
         self.orphans.discard(id)
 
     # Inside.
@@ -303,9 +305,17 @@ class Activations:
         with suppress(Refusal):  # the next start finds it
             await self._store.write(work)
 
+    async def _worked_off(self, id: str) -> None:
+        """Take off what stands in a directory; the death of a worker at it costs a further one."""
+        for _ in range(WORKERS_MAX - 1):
+            with suppress(Unavailable):
+                await self._workers.deactivate(self._home / id)
+                return
+        await self._workers.deactivate(self._home / id)
+
     async def _take_off(self, id: str) -> bool:
         try:
-            await self._workers.deactivate(self._home / id)
+            await self._worked_off(id)
         except Refusal as error:
             log.warning("mount.not_taken_off", id=id, reason=str(error))
             return False

@@ -136,6 +136,8 @@ class Worker(Actor):
 
     def _kill(self) -> None:
         failpoints.passed("worker.kill")
+        if self._pid_fd < 0:
+            return  # reaped
         try:
             signal.pidfd_send_signal(self._pid_fd, signal.SIGKILL)
         except ProcessLookupError:
@@ -161,6 +163,8 @@ class Worker(Actor):
                     with trio.move_on_after(GONE_WITHIN_S):
                         await self._process.wait()
                 os.close(self._pid_fd)
+                # Who still hears of the end must not signal whoever gets this number next.
+                self._pid_fd = -1
 
     async def _receive(self) -> Answer:
         raw = await self._exactly(decode_length(await self._exactly(LENGTH_BYTES)))

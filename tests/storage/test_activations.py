@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from holdfast.actors import failpoints
 from holdfast.actors.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -184,6 +185,29 @@ async def test_a_fault_of_the_worker_leaves_nothing_either(
     with pytest.raises(WorkerFault):
         await house.activations.activate(NS, NAME, [LOOP])
     assert (house.left, house.store.count("mount")) == ([], 0)
+
+
+async def test_the_death_of_a_worker_keeps_no_mount_standing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules, notes = tmp_path / "rules", tmp_path / "notes"
+    monkeypatch.setenv(failpoints.VARIABLE, f"@{rules}")
+    async with a_house(tmp_path) as house, trio.open_nursery() as nursery:
+        await house.activations.activate(NS, NAME, house.stack())
+        fresh = tmp_path / "fresh"
+        fresh.write_text(f"worker:job.deactivate=note:{notes},worker:job.deactivate=kill")
+        fresh.rename(rules)
+
+        async def kill_but_one() -> None:
+            while not notes.exists():
+                await trio.sleep(0.001)
+            rules.unlink()
+
+        nursery.start_soon(kill_but_one)
+        await house.activations.deactivate(NS, NAME)
+        assert house.left == []
+        assert devices(tmp_path) == []
+    assert notes.exists()
 
 
 async def test_no_link_leads_out_of_the_roots(house: House) -> None:

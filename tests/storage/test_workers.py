@@ -109,6 +109,26 @@ async def test_a_worker_that_dies_takes_its_job_with_it(workers: Workers, tmp_pa
     assert (await workers.measure(tmp_path)).inodes == 2
 
 
+async def test_a_worker_that_is_reaped_signals_nobody(workers: Workers) -> None:
+    ref = await Worker.spawn()
+    [actor] = busy()
+    os.kill(actor.pid, signal.SIGKILL)
+    await ref.wait_exit()
+    await until_gone(actor.pid)
+    other = subprocess.Popen(["sleep", "100"])
+    # One of these has the number that the worker's own had.
+    numbers = [os.pidfd_open(other.pid) for _ in range(16)]
+    try:
+        actor._kill()  # as who hears of the end late does
+        await trio.sleep(0.05)
+        assert other.poll() is None
+    finally:
+        for number in numbers:
+            os.close(number)
+        other.kill()
+        other.wait()
+
+
 async def test_an_idle_worker_that_died_is_replaced(workers: Workers, tmp_path: Path) -> None:
     await workers.measure(tmp_path)
     [worker] = busy()
