@@ -400,6 +400,7 @@ async def open_host(config: Config, serving: Serving | None = None) -> AsyncGene
         ):
             host = await build(config, system, store, serves=serving is not None)
             await host.leases.end_jobs()
+            await host.content.end_jobs()
             await stamp_anew(store)
             host.root = await open_tree(host.plan(serving))
             try:

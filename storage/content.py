@@ -318,12 +318,20 @@ class ContentStore:
     # -- writing
 
     async def open_ingest(
-        self, namespace: str, ref: str, *, total: int = 0, expected: str = "", lease: str = ""
+        self,
+        namespace: str,
+        ref: str,
+        *,
+        total: int = 0,
+        expected: str = "",
+        lease: str = "",
+        job: bool = False,
     ) -> Ingest:
         """Begin or resume writing under a ref, alone.
 
         `AlreadyExists` when the namespace has the expected blob (the lease holds it from now
-        on); `Unavailable` while another has the ref open.
+        on); `Unavailable` while another has the ref open. The ref of a `job` is known to it alone,
+        and does not outlive it.
         """
         check_namespace(namespace)
         if not ref:
@@ -345,7 +353,7 @@ class ContentStore:
             shared = self._shareable(digest, total)
             before = self.store.get("ingest", namespace, ref)
             record = await self.store.write(
-                partial(_begin, namespace, ref, total, expected, lease, shared)
+                partial(_begin, namespace, ref, total, expected, lease, shared, job)
             )
             totals_differ = before is not None and total and before["total"] not in (0, total)
             order = Order(
@@ -413,6 +421,15 @@ class ContentStore:
                 await trio.to_thread.run_sync(remove_directory, self._ingest_path(namespace, ref))
         finally:
             self._holds.release(namespace, ref, hold)
+
+    async def end_jobs(self) -> None:
+        """At a start, before there are jobs: abort the ingests of those that fell."""
+        for row in list(self.store.scan("ingest")):
+            if row.value.get("job"):
+                try:
+                    await self.abort(row.namespace, row.key)
+                except (Refusal, OSError) as error:  # it expires like any other
+                    log.warning("ingest.not_aborted", ref=row.key, reason=str(error))
 
     async def write_blob(
         self,
@@ -588,6 +605,7 @@ def _begin(
     expected: str,
     lease: str,
     shared: Shared | None,
+    job: bool,
     tx: Transaction,
 ) -> Record:
     before = tx.get("ingest", namespace, ref) or {}
@@ -605,6 +623,7 @@ def _begin(
         "started_at": before.get("started_at", tx.now_ns),
         "updated_at": tx.now_ns,
         **kept,
+        **({"job": True} if job else {}),
     }
     lease_resource(tx, namespace, lease, "ingests", ref)
     tx.put("ingest", namespace, ref, record)

@@ -42,7 +42,7 @@ async def make_layer(
     It is an OCI layer, by default gzip. The blob bears `labels`, and the digest of its plain
     bytes as `containerd.io/uncompressed`. The same mounts give the same bytes; no time in them
     is later than `epoch_ns`. A `ref` that was begun is begun anew; after a refusal its ingest
-    stays, as containerd's does, while one that nobody named goes.
+    stays, as containerd's does, while one that nobody named goes, also when all falls meanwhile.
     """
     media_type = media_type or OCI_LAYER_GZIP
     compression = COMPRESSIONS.get(media_type)
@@ -50,7 +50,7 @@ async def make_layer(
         raise Unimplemented(f"unsupported diff media type: {media_type}: not implemented")
     own = ref or f"diff-{os.urandom(12).hex()}"
     try:
-        async with await content.open_ingest(namespace, own, lease=lease) as ingest:
+        async with await content.open_ingest(namespace, own, lease=lease, job=not ref) as ingest:
             await ingest.truncate()
             packed = await workers.pack(lower, upper, compression, ingest.write, epoch_ns=epoch_ns)
             marked = dict(labels or {})

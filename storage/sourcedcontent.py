@@ -98,13 +98,20 @@ class SourcedContent(ContentStore):
         return await super().open_blob(namespace, digest)
 
     async def open_ingest(
-        self, namespace: str, ref: str, *, total: int = 0, expected: str = "", lease: str = ""
+        self,
+        namespace: str,
+        ref: str,
+        *,
+        total: int = 0,
+        expected: str = "",
+        lease: str = "",
+        job: bool = False,
     ) -> Ingest:
         """As in any store; `AlreadyExists` also when a source had the expected blob."""
         if ref and expected and not fault_of_digest(expected):
             await self.obtain(namespace, expected)
         return await super().open_ingest(
-            namespace, ref, total=total, expected=expected, lease=lease
+            namespace, ref, total=total, expected=expected, lease=lease, job=job
         )
 
     async def _fetched(self, namespace: str, digest: Digest) -> bool:

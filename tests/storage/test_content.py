@@ -171,6 +171,18 @@ async def test_writing_resumes_after_a_restart(tmp_path: Path) -> None:
         await content.verify("ns", digest_of(LARGE))
 
 
+async def test_an_ingest_of_a_job_does_not_outlive_its_daemon(tmp_path: Path) -> None:
+    async with opened(tmp_path) as (content, _):
+        async with await content.open_ingest("ns", "job", job=True) as job:
+            await job.write(b"x" * 100)
+        async with await content.open_ingest("ns", "client's") as ingest:
+            await ingest.write(b"y" * 100)
+    async with opened(tmp_path) as (content, _):
+        await content.end_jobs()
+        assert [one.ref for one in await content.list_statuses("ns")] == ["client's"]
+        assert len(list((tmp_path / "content/ingest").iterdir())) == 1
+
+
 async def test_another_total_begins_anew(tmp_path: Path) -> None:
     async with opened(tmp_path) as (content, _):
         async with await content.open_ingest("ns", "r", total=10) as ingest:
