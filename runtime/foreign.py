@@ -222,6 +222,7 @@ class ForeignShims:
         failpoints.passed("foreign.started")
         note = {"binary": binary, **asdict(listening)}
         await trio.to_thread.run_sync(_write, bundle / NOTE, note)
+        failpoints.passed("foreign.noted")
         log.info("shim.started", id=self._birth.id, binary=binary, address=listening.address)
 
     async def _bury(self, bundle: Path, binary: str) -> None:
@@ -244,6 +245,7 @@ class ForeignShims:
         told = {"pid": exit.pid, "status": exit.status}
         told["exited_at_ns"] = exit.exited_at_ns or time_ns()
         await trio.to_thread.run_sync(_write, bundle / EXIT, told)
+        failpoints.passed("foreign.buried")
 
     async def _run(self, bundle: Path, binary: str, stdin: bytes, *words: str) -> bytes:
         birth = self._birth

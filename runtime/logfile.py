@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
+from ..actors import failpoints
 from .loguri import FileLog
 
 MOVED_BYTES_MAX: Final = 65536
@@ -46,12 +47,15 @@ class CappedFile:
         free = next((n for n in range(1, most) if not os.path.exists(f"{path}.{n}")), most - 1)
         for number in range(free, 1, -1):
             os.rename(f"{path}.{number - 1}", f"{path}.{number}")
+            failpoints.passed("logger.turn.moved")
         if free:
             os.rename(path, f"{path}.1")
         else:
             os.unlink(path)
+        failpoints.passed("logger.turn.renamed")
         os.close(self._file)
         self._file = self._open()
+        failpoints.passed("logger.turn.opened")
 
     def _open(self) -> int:
         # Not for appending, which splice refuses: we are the only one who writes it.

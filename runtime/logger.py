@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
+from ..actors import failpoints
 from ..actors.errors import DeadlineExceeded, InvalidArgument, Unknown
 from ..storage import syscalls as kernel
 from . import procfs, syscalls
@@ -78,6 +79,7 @@ class Logger:
         for path in self._fifos:
             Path(path).unlink(missing_ok=True)
             os.mkfifo(path, 0o600)
+        failpoints.passed("shim.logger.made")
         self._hold()
 
     async def begin(self) -> None:
@@ -116,6 +118,7 @@ class Logger:
         One that does not read, or does not end, is ended.
         """
         await self._poller.until(self._is_at_end, EMPTY_WITHIN_S)
+        failpoints.passed("shim.logger.drained")
         if not await self._poller.until(self._has_ended, END_WITHIN_S):
             self._is_kept = False
             self._signal(signal.SIGTERM)
@@ -133,6 +136,7 @@ class Logger:
         self._close_wait()
         for path in (*self._fifos, self._note, _lock_path(self._place)):
             Path(path).unlink(missing_ok=True)
+        failpoints.passed("shim.logger.removed")
 
     def _hold(self) -> None:
         self._readers = [
@@ -201,6 +205,7 @@ class Logger:
             self._pidfd = os.pidfd_open(pid)
         finally:
             os.close(tell)
+        failpoints.passed("shim.logger.started")
         self._poller.watch(self._wait, select.EPOLLIN, lambda _: self._on_wait())
 
     def _on_wait(self) -> None:
@@ -245,6 +250,7 @@ def _become(
     place: Place, logs: tuple[Log | None, Log | None], fifos: list[str], tell: int
 ) -> NoReturn:
     """The life of a logger, in the forked child."""
+    failpoints.enter("logger")
     try:
         host = _moved(place.host_namespace)
         os.dup2(tell, WAIT, inheritable=True)
@@ -270,6 +276,7 @@ def _leave_shim(place: Place, fifos: list[str], host_namespace: int) -> None:
     identity = procfs.identity(os.getpid())
     assert identity is not None
     procfs.write_identity(f"{place.bundle}/{place.slot}{NOTE_SUFFIX}", identity)
+    failpoints.passed("logger.noted")
     by_number = {int(path[-1]): path for path in fifos}
     opened = [_moved(_open_reader(by_number.get(number))) for number in (1, 2)]
     for target, source in zip((STDOUT, STDERR), opened, strict=True):
@@ -304,7 +311,9 @@ def _write_files(place: Place, logs: tuple[Log | None, Log | None], count: int) 
     routes = [(STDOUT, CappedFile(stdout))] if isinstance(stdout, FileLog) else []
     if isinstance(stderr, FileLog) and (count == 2 or stdout is None):
         routes.append((STDERR, CappedFile(stderr)))
+    failpoints.passed("logger.opened")
     os.write(WAIT, b"\0")
     os.close(WAIT)
     write_logs(routes)
+    failpoints.passed("logger.done")
     os._exit(0)
