@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import trio
@@ -28,8 +28,10 @@ from holdfast.api.cli.session import Session
 from holdfast.api.status import CallFailed
 
 from . import sweep_asks as asks
-from .sweep_catalogue import OTHER, Deed, Operation, catalogue
+from . import sweep_sources
+from .sweep_catalogue import OTHER, catalogue
 from .sweep_daemon import House
+from .sweep_operation import Deed, Operation
 from .sweep_view import View, collect, look, replay, strays
 
 WORK_WITHIN_S = 30.0
@@ -83,7 +85,7 @@ class Sweep:
     """A daemon of its own directory, and the operations on it."""
 
     def __init__(self, base: Path) -> None:
-        self.house = House(base)
+        self.house = House(base, sweep_sources.plugin(base))
         self.operations: Sequence[Operation] = ()
         self._notes = base / "notes"
         self._harms = 0
@@ -103,6 +105,11 @@ class Sweep:
             await collect(session)
             self._clean = await look(session)
 
+    def clear(self) -> None:
+        """End all that was started, and remove it."""
+        sweep_sources.end(self.house.base)
+        self.house.clear()
+
     async def count(self, operation: Operation) -> Course:
         """Do an operation in peace, and note the points it reaches."""
         async with self.house.session() as session:
@@ -119,6 +126,7 @@ class Sweep:
             await collect(session)
             views[-1] = await look(session)
             await _take_back(operation, session)
+        assert not operation.left()
         return Course(views=views, points=points)
 
     def _take_notes(self, operation: Operation) -> Sequence[tuple[str, str]]:
@@ -197,6 +205,7 @@ class Sweep:
             if seen != self._clean:
                 assert self._clean is not None
                 wrong.append(f"taken back: {_difference(seen, [self._clean])}")
+            wrong += operation.left()
         return wrong
 
     async def _settled(
@@ -215,8 +224,8 @@ class Sweep:
     async def _begin_anew(self) -> None:
         """A wrong world must not spoil the next point."""
         base = self.house.base
-        self.house.clear()
-        self.house = House(base)
+        self.clear()
+        self.house = House(base, sweep_sources.plugin(base))
         await self.prepare()
 
 
@@ -245,16 +254,7 @@ def _difference(seen: View, expected: Sequence[View]) -> str:
     for view in expected:
         parts = [
             f"{name} {getattr(seen, name)!r}, expected {getattr(view, name)!r}"
-            for name in (
-                "namespaces",
-                "containers",
-                "images",
-                "content",
-                "ingests",
-                "snapshots",
-                "leases",
-                "tasks",
-            )
+            for name in (field.name for field in fields(View))
             if getattr(seen, name) != getattr(view, name)
         ]
         if best is None or len(parts) < len(best):
@@ -305,7 +305,7 @@ async def run(
                 for wrong in outcome.wrong:
                     tell(f"    {wrong}")
     finally:
-        sweep.house.clear()
+        sweep.clear()
     return outcomes
 
 

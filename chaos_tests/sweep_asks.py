@@ -88,27 +88,29 @@ async def delete_lease(session: Session, name: str) -> None:
     await session.call("Leases/Delete", leases_pb2.DeleteRequest(id=name, sync=True), Empty)
 
 
-async def prepare(session: Session, key: str, parent: str) -> None:
+async def prepare(session: Session, key: str, parent: str, snapshotter: str = SNAPSHOTTER) -> None:
     request = snapshots_pb2.PrepareSnapshotRequest(
-        snapshotter=SNAPSHOTTER, key=key, parent=parent, labels=ROOT
+        snapshotter=snapshotter, key=key, parent=parent, labels=ROOT
     )
     await session.call("Snapshots/Prepare", request, snapshots_pb2.PrepareSnapshotResponse)
 
 
-async def commit(session: Session, name: str, key: str) -> None:
+async def commit(session: Session, name: str, key: str, snapshotter: str = SNAPSHOTTER) -> None:
     request = snapshots_pb2.CommitSnapshotRequest(
-        snapshotter=SNAPSHOTTER, name=name, key=key, labels=ROOT
+        snapshotter=snapshotter, name=name, key=key, labels=ROOT
     )
     await session.call("Snapshots/Commit", request, Empty)
 
 
-async def remove_snapshot(session: Session, key: str) -> None:
-    request = snapshots_pb2.RemoveSnapshotRequest(snapshotter=SNAPSHOTTER, key=key)
+async def remove_snapshot(session: Session, key: str, snapshotter: str = SNAPSHOTTER) -> None:
+    request = snapshots_pb2.RemoveSnapshotRequest(snapshotter=snapshotter, key=key)
     await session.call("Snapshots/Remove", request, Empty)
 
 
-async def create_container(session: Session, name: str, image: str, *words: str) -> None:
-    request = admin_pb2.CreateContainerRequest(name=name, image=image, args=words)
+async def create_container(
+    session: Session, name: str, image: str, *words: str, labels: Mapping[str, str] | None = None
+) -> None:
+    request = admin_pb2.CreateContainerRequest(name=name, image=image, args=words, labels=labels)
     await session.call("admin/CreateContainer", request, admin_pb2.CreateContainerResponse)
 
 
@@ -128,10 +130,13 @@ async def delete_container(session: Session, name: str) -> None:
     await session.delete_container(await session.container(name))
 
 
-async def create_task(session: Session, name: str) -> None:
+async def create_task(session: Session, name: str, log: str = "") -> None:
     container = await session.container(name)
     request = tasks_pb2.CreateTaskRequest(
-        container_id=name, rootfs=(await session.mounts(container)).mounts
+        container_id=name,
+        rootfs=(await session.mounts(container)).mounts,
+        stdout=log,
+        stderr=log,
     )
     await session.call("Tasks/Create", request, tasks_pb2.CreateTaskResponse)
 

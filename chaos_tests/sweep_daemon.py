@@ -29,8 +29,9 @@ class NoAnswer(Exception):
 class House:
     """The directory of a daemon, and the daemon while it runs."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, settings: str = "") -> None:
         self.base = base
+        self.settings = settings
         self.namespace = f"sweep{os.getpid()}"
         self.root = base / "root"
         self.state = base / "state"
@@ -48,7 +49,10 @@ class House:
 
     def _start(self) -> float:
         self.socket.unlink(missing_ok=True)
+        config = self.base / "config.toml"
+        config.write_text(self.settings)
         places = {"--root": self.root, "--state": self.state, "--address": self.socket}
+        places["--config"] = config
         words = [word for flag, path in places.items() for word in (flag, str(path))]
         began_s = time.monotonic()
         with self.log.open("ab") as output:
@@ -116,6 +120,8 @@ class House:
                 cgroup.rmdir()
         for target in sorted(self.mounts(), reverse=True):
             subprocess.run(["umount", "-l", target], check=False, capture_output=True)
+        for device in self.loops():
+            subprocess.run(["losetup", "-d", f"/dev/{device}"], check=False, capture_output=True)
         shutil.rmtree(self.base, ignore_errors=True)
 
     def processes(self) -> list[int]:
@@ -158,6 +164,15 @@ class House:
         """What is mounted below the directory, as this process sees it."""
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
         return [at for line in lines if (at := line.split()[4]).startswith(f"{self.base}/")]
+
+    def loops(self) -> list[str]:
+        """The loop devices of files below the directory."""
+        found: list[str] = []
+        for device in Path("/sys/block").glob("loop*"):
+            with contextlib.suppress(OSError):  # it is none, or is one no longer
+                if (device / "loop/backing_file").read_text().startswith(f"{self.base}/"):
+                    found.append(device.name)
+        return found
 
 
 def _lines(path: Path) -> list[str]:

@@ -16,6 +16,7 @@ from typing import TypeVar
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
+from holdfast.actors.errors import InvalidArgument, NotFound
 from holdfast.api.cli.session import Session
 from holdfast.api.proto import events_pb2, task_types_pb2
 from holdfast.api.proto.services import (
@@ -24,16 +25,24 @@ from holdfast.api.proto.services import (
     content_pb2,
     images_pb2,
     leases_pb2,
+    mounts_pb2,
     namespaces_pb2,
+    sandbox_pb2,
     snapshots_pb2,
     tasks_pb2,
 )
+from holdfast.runtime.foreign import NOTE
+from holdfast.runtime.records import sandbox_task
 
 from .sweep_daemon import House
 
 A = TypeVar("A", bound=Message)
 
 SNAPSHOTTER = "overlayfs"
+THEIRS = "theirs"
+"""The snapshotter of a proxy plugin."""
+POD = "pod"
+SANDBOX = "/containerd.services.sandbox.v1."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +60,14 @@ class View:
     leases: frozenset[str]
     tasks: Mapping[str, str]
     """Id -> status."""
+    sandboxes: frozenset[str] = frozenset()
+    """The records."""
+    pods: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Live sandboxes: id -> status of the process."""
+    mounts: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
+    """Activations: name -> how many are active, how many are left to the client."""
+    theirs: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Snapshots of the proxy plugin: key -> kind."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,6 +78,8 @@ class Told:
     images: set[str] = field(default_factory=set[str])
     snapshots: set[str] = field(default_factory=set[str])
     tasks: dict[str, str] = field(default_factory=dict[str, str])
+    pods: dict[str, str] = field(default_factory=dict[str, str])
+    """As far as events tell: a shutdown is not told."""
     exits: dict[tuple[str, str, int], int] = field(default_factory=dict[tuple[str, str, int], int])
     wrong: list[str] = field(default_factory=list[str])
     topics: list[str] = field(default_factory=list[str])
@@ -90,11 +109,8 @@ async def look(session: Session) -> View:
     content = await _all(
         session, "Content/List", content_pb2.ListContentRequest(), content_pb2.ListContentResponse
     )
-    snapshots = await _all(
-        session,
-        "Snapshots/List",
-        snapshots_pb2.ListSnapshotsRequest(snapshotter=SNAPSHOTTER),
-        snapshots_pb2.ListSnapshotsResponse,
+    activations = await _all(
+        session, "Mounts/List", mounts_pb2.ListRequest(), mounts_pb2.ListMessage
     )
     return View(
         namespaces=frozenset(one.name for one in namespaces.namespaces),
@@ -109,14 +125,53 @@ async def look(session: Session) -> View:
         images=frozenset(one.name for one in images.images),
         content=frozenset(info.digest for answer in content for info in answer.info),
         ingests=frozenset(one.ref for one in ingests.statuses),
-        snapshots={
-            info.name: snapshots_pb2.Kind.Name(info.kind)
-            for answer in snapshots
-            for info in answer.info
-        },
+        snapshots=await snapshots_of(session, SNAPSHOTTER),
+        theirs=await snapshots_of(session, THEIRS),
         leases=frozenset(lease.id for lease in leases),
         tasks={one.id: task_types_pb2.Status.Name(one.status) for one in tasks.tasks},
+        sandboxes=await _sandboxes(session),
+        pods=await _pods(session),
+        mounts={one.info.name: (len(one.info.active), len(one.info.system)) for one in activations},
     )
+
+
+async def snapshots_of(session: Session, snapshotter: str) -> Mapping[str, str]:
+    """Key -> kind."""
+    request = snapshots_pb2.ListSnapshotsRequest(snapshotter=snapshotter)
+    try:
+        answers = await _all(
+            session, "Snapshots/List", request, snapshots_pb2.ListSnapshotsResponse
+        )
+    except InvalidArgument:
+        return {}  # a daemon without it
+    return {
+        info.name: snapshots_pb2.Kind.Name(info.kind) for answer in answers for info in answer.info
+    }
+
+
+async def _sandboxes(session: Session) -> frozenset[str]:
+    answer = await session.channel.unary(
+        f"{SANDBOX}Store/List",
+        sandbox_pb2.StoreListRequest(),
+        sandbox_pb2.StoreListResponse,
+        metadata=session.metadata,
+    )
+    return frozenset(one.sandbox_id for one in answer.list)
+
+
+async def _pods(session: Session) -> Mapping[str, str]:
+    """There is no list of them: the one that the operations have is asked for."""
+    request = sandbox_pb2.ControllerStatusRequest(sandbox_id=POD, sandboxer="shim", verbose=True)
+    try:
+        answer = await session.channel.unary(
+            f"{SANDBOX}Controller/Status",
+            request,
+            sandbox_pb2.ControllerStatusResponse,
+            metadata=session.metadata,
+        )
+    except NotFound:
+        return {}
+    return {POD: answer.info["task"]}
 
 
 async def _all(session: Session, path: str, request: Message, answer: type[A]) -> list[A]:
@@ -213,16 +268,35 @@ def _add(told: Told, event: admin_pb2.EventsResponse) -> None:
             gone = read(events_pb2.TaskDelete)
             if gone.id in ("", gone.container_id):
                 _step(told, gone.container_id, topic, "STOPPED CREATED", "")
+        case "/sandboxes/create":
+            pod = read(events_pb2.SandboxCreate).sandbox_id
+            if told.pods.get(pod) == "STOPPED":  # that it was shut down is not told
+                del told.pods[pod]
+            _step(told, pod, topic, "", "CREATED", told.pods)
+        case "/sandboxes/start":
+            pod = read(events_pb2.SandboxStart).sandbox_id
+            _step(told, pod, topic, "CREATED", "RUNNING", told.pods)
+        case "/sandboxes/exit":
+            pod = read(events_pb2.SandboxExit).sandbox_id
+            _step(told, pod, topic, "RUNNING CREATED", "STOPPED", told.pods)
         case _:
             pass
 
 
-def _step(told: Told, name: str, topic: str, before: str, after: str) -> None:
-    state = told.tasks.pop(name, "")
+def _step(
+    told: Told,
+    name: str,
+    topic: str,
+    before: str,
+    after: str,
+    states: dict[str, str] | None = None,
+) -> None:
+    states = told.tasks if states is None else states
+    state = states.pop(name, "")
     if state not in before.split() and state != before:
         told.wrong.append(f"{topic} {name}: the events before left it {state or 'absent'}")
     if after:
-        told.tasks[name] = after
+        states[name] = after
 
 
 def strays(house: House, view: View, told: Told) -> list[str]:
@@ -237,7 +311,11 @@ def untrue(view: View, told: Told) -> Iterator[str]:
         ("image", set(view.images), told.images),
         (
             "snapshot",
-            {key for key, kind in view.snapshots.items() if kind != "VIEW"},
+            {
+                key
+                for key, kind in (*view.snapshots.items(), *view.theirs.items())
+                if kind != "VIEW"
+            },
             told.snapshots,
         ),
         ("task", set(view.tasks), set(told.tasks)),
@@ -250,6 +328,10 @@ def untrue(view: View, told: Told) -> Iterator[str]:
     for name, status in view.tasks.items():
         if name in told.tasks and told.tasks[name] != status:
             yield f"task {name} is {status}, the events say {told.tasks[name]}"
+    for name, status in view.pods.items():
+        heard_status = told.pods.get(name, "absent")
+        if heard_status != status:
+            yield f"sandbox {name} is {status}, the events say {heard_status}"
 
 
 def _left(house: House, view: View) -> Iterator[str]:
@@ -268,17 +350,42 @@ def _left(house: House, view: View) -> Iterator[str]:
         for namespace in _names(house.state / "tasks")
         for bundle in _names(house.state / "tasks" / namespace)
     }
-    yield from (f"bundle {name} has no task" for name in sorted(bundles - set(view.tasks)))
-    yield from (f"task {name} has no bundle" for name in sorted(set(view.tasks) - bundles))
-    for target in house.mounts():
-        if target != str(house.state / "vault/ns"):  # where the kernel keeps things: the daemon's
-            yield f"mount {target}"
+    tasks = {*view.tasks, *map(sandbox_task, view.pods)}
+    yield from (f"bundle {name} has no task" for name in sorted(bundles - tasks))
+    yield from (f"task {name} has no bundle" for name in sorted(tasks - bundles))
+    yield from _mounted(house, view)
     for folder in house.cgroups():
-        if folder.name not in view.tasks:
+        if folder.name not in tasks:
             yield f"cgroup {folder}"
-    shims = house.named("holdfast-shim")
-    if len(shims) > len(view.tasks):
-        yield f"{len(shims)} shims, {len(view.tasks)} tasks"
+    shims = len(house.named("holdfast-shim")) + len(house.named("containerd-shim"))
+    if shims > len(tasks):
+        yield f"{shims} shims, {len(tasks)} tasks"
+    if not tasks and (loggers := house.named("holdfast-log")):
+        yield f"loggers {loggers}"
+
+
+def _mounted(house: House, view: View) -> Iterator[str]:
+    """What stands, and no activation tells of it."""
+    home = house.state / "mounts"
+    directories = _names(home)
+    if len(directories) != len(view.mounts):
+        yield f"{len(directories)} directories of mounts, {len(view.mounts)} activations"
+    count = 0
+    for target in house.mounts():
+        if target == str(house.state / "vault/ns"):
+            continue  # where the kernel keeps things: the daemon's
+        bundle = Path(target).parent
+        if (bundle / NOTE).exists() and bundle.name in view.tasks:
+            continue  # such a shim mounts where everybody sees it
+        if target.startswith(f"{home}/"):
+            count += 1
+        else:
+            yield f"mount {target}"
+    loops = house.loops()
+    active = sum(made for made, _ in view.mounts.values())
+    # Each of them is a mount, or a device.
+    if count + len(loops) != active:
+        yield f"{count} mounts and {loops} stand, {active} are active"
 
 
 def _names(folder: Path) -> set[str]:

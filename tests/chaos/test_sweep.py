@@ -52,11 +52,18 @@ WORLD = View(
     snapshots={"key": "ACTIVE", "seen": "VIEW"},
     leases=frozenset(),
     tasks={"box": "RUNNING"},
+    pods={"pod": "RUNNING"},
 )
 
 
 def told(**changes: object) -> Told:
-    heard = Told(containers={"box"}, images={"image"}, snapshots={"key"}, tasks={"box": "RUNNING"})
+    heard = Told(
+        containers={"box"},
+        images={"image"},
+        snapshots={"key"},
+        tasks={"box": "RUNNING"},
+        pods={"pod": "RUNNING"},
+    )
     for name, value in changes.items():
         setattr(heard, name, value)
     return heard
@@ -73,6 +80,7 @@ def test_records_and_events_that_agree_are_no_violation() -> None:
         (told(images={"image", "other"}), "image other is gone or never was"),
         (told(snapshots={"key", "seen", "x"}), "snapshot x is gone or never was"),
         (told(tasks={"box": "CREATED"}), "task box is RUNNING, the events say CREATED"),
+        (told(pods={"pod": "STOPPED"}), "sandbox pod is RUNNING, the events say STOPPED"),
         (told(tasks={}), "task box is there, no event tells of it"),
     ],
 )
