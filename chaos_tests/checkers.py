@@ -45,6 +45,7 @@ LASTING = (
 )
 ORDER = ("/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete")
 EXEC_ORDER = ("/tasks/exec-added", "/tasks/exec-started", "/tasks/exit")
+SANDBOX_ORDER = ("/sandboxes/create", "/sandboxes/start", "/sandboxes/exit")
 
 Key = tuple[str, str]
 """A subject and an exec id."""
@@ -109,6 +110,17 @@ def one_exit_per_process(history: History) -> Iterator[Violation]:
                 yield Violation(invariant="I1", subject=subject, text=text)
 
 
+def one_life_per_sandbox(history: History) -> Iterator[Violation]:
+    """I1: of each sandbox, all of which are shut down: one create, one start, one exit."""
+    lives: dict[str, list[str]] = defaultdict(list)
+    for event in history.of(Event):
+        if event.topic in SANDBOX_ORDER:
+            lives[event.subject].append(event.topic)
+    for subject, topics in lives.items():
+        if tuple(topics) != SANDBOX_ORDER:
+            yield Violation(invariant="I1", subject=subject, text=f"told {', '.join(topics)}")
+
+
 def acknowledged_survives(history: History) -> Iterator[Violation]:
     """I2: what was made is listed until its removal was asked for, and never after its removal."""
     for made_by, removed_by, kind in LASTING:
@@ -165,7 +177,8 @@ def nothing_is_left(history: History) -> Iterator[Violation]:
 
 
 def stuck_delays_only_its_own(history: History) -> Iterator[Violation]:
-    """I7: a harm aimed at some delays no other, and is visible within a second."""
+    """I7: a harm aimed at some delays no other, and what an actor waits for is visible within a
+    second."""
     visible = {seen.nemesis: seen for seen in history.of(Visible)}
     for harm in history.of(Harm):
         if not harm.subjects:
@@ -180,6 +193,8 @@ def stuck_delays_only_its_own(history: History) -> Iterator[Violation]:
                 text = f"{call.verb} beside {harm.nemesis}: {call.outcome} after {took_s:.1f} s"
                 yield Violation(invariant="I7", subject=call.subject, text=text)
         seen = visible.get(harm.nemesis)
+        if not harm.shown:
+            continue
         if seen is None or not seen.reason:
             yield Violation(invariant="I7", subject=harm.nemesis, text="nobody could see it")
         elif seen.at_s - harm.at_s > VISIBLE_WITHIN_S:
@@ -258,6 +273,7 @@ def everyone_came_to_an_end(history: History) -> Iterator[Violation]:
 CHECKERS: Sequence[Checker] = (
     everyone_came_to_an_end,
     one_exit_per_process,
+    one_life_per_sandbox,
     acknowledged_survives,
     daemon_starts,
     deletes_on_a_full_disk,

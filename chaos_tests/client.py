@@ -26,6 +26,7 @@ A = TypeVar("A", bound=Message)
 NAMESPACE = "chaos"
 SERVICES = "/containerd.services.{low}.v1.{service}/{name}"
 ADMIN = "/holdfast.admin.v1.Admin/"
+SANDBOXES = "/containerd.services.sandbox.v1.Controller/"
 PAUSE_S = 0.02
 ATTEMPT_WITHIN_S = 60.0 * PATIENCE
 STREAM_WITHIN_S = 120.0 * PATIENCE
@@ -39,6 +40,8 @@ def path_of(verb: str) -> str:
     service, name = verb.split(".")
     if service == "Admin":
         return ADMIN + name
+    if service == "Sandboxes":
+        return SANDBOXES + name
     return SERVICES.format(low=service.lower(), service=service, name=name)
 
 
@@ -200,6 +203,9 @@ def event_from(answer: admin_pb2.EventsResponse) -> Event:
             first = payload.id == payload.container_id
             fields |= {"exec_id": "" if first else payload.id, "status": payload.exit_status}
             fields["exited_at_ns"] = payload.exited_at.ToNanoseconds()
+    if payload is not None and envelope.topic.startswith("/sandboxes/"):
+        payload.ParseFromString(envelope.event.value)
+        fields["subject"] = payload.sandbox_id
     lost_from = answer.lost_from or None
     return Event(sequence=answer.sequence, topic=envelope.topic, lost_from=lost_from, **fields)
 

@@ -20,6 +20,7 @@ CGROUP_PARENT = "holdfast-chaos"
 GATES = "/gates"
 CODES = range(1, 120)
 LINES_MAX = 1200
+CAP = "max-size=4096&max-files=9999"
 LINES_OF_A_CHATTERER = 20_000
 
 
@@ -49,6 +50,12 @@ class Plan:
     lines_after: int = 100
     to_file: bool = False
     """Its output goes to `file://` logs instead of FIFOs."""
+    capped: bool = False
+    """These logs have a cap: a logger of ours writes them."""
+    log: str = ""
+    """The log URI of both its streams, where it is another."""
+    in_sandbox: bool = False
+    """It joins its round's sandbox."""
     reader_away: bool = False
     """Its reader lets go of the FIFOs before the harm, and comes back after it."""
     exits_inside: bool = False
@@ -68,7 +75,7 @@ class Plan:
 
 def draw(name: str, state: State, *, terminal: bool, stdin: bool, dice: random.Random) -> Plan:
     """A container for a cell of the matrix; what the cell leaves open, the dice decide."""
-    to_file = not terminal and dice.random() < 0.25
+    to_file = not terminal and dice.random() < 0.4
     return Plan(
         name=name,
         state=state,
@@ -80,6 +87,8 @@ def draw(name: str, state: State, *, terminal: bool, stdin: bool, dice: random.R
         lines_before=LINES_OF_A_CHATTERER if dice.random() < 0.2 else dice.randrange(1, LINES_MAX),
         lines_after=dice.randrange(1, LINES_MAX),
         to_file=to_file,
+        capped=to_file and dice.random() < 0.6,
+        in_sandbox=dice.random() < 0.2,
         reader_away=not terminal and not to_file and dice.random() < 0.25,
         exits_inside=state in (State.RUNNING, State.EXEC, State.EXITING) and dice.random() < 0.9,
     )

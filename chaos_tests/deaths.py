@@ -3,7 +3,8 @@
     python -m chaos_tests.deaths --containers 2000 --seed 7
 
 A round is one set of victims and a batch of containers over all states, with and without terminal
-and stdin. They come to their states; the victims are killed with SIGKILL at one moment; the daemon
+and stdin. Some log by loggers, which die too in half of the rounds; some are in a sandbox. They
+come to their states; the victims are killed with SIGKILL at one moment; the daemon
 is started again after a blackout, in which a part of the containers come to their end. Then all are
 taken to their end, and the history is judged. Prints a table; all its last columns must be 0.
 """
@@ -26,7 +27,7 @@ import trio
 
 from holdfast.api.proto.services import containers_pb2, snapshots_pb2, tasks_pb2
 
-from . import checkers, containers, residue
+from . import checkers, containers, pods, residue
 from .client import Client, connected
 from .containers import Plan, State
 from .daemon import Daemon, running
@@ -71,8 +72,15 @@ def draw_rounds(
                 plan = containers.draw(name, state, terminal=terminal, stdin=stdin, dice=dice)
                 plans.append(plan if away else replace(plan, reader_away=False))
             kills = dice.choice((1, 1, 2, KILLS_MAX))
-            number = len(rounds)
-            rounds.append(Round(number=number, victims=victims, plans=tuple(plans), kills=kills))
+            rounds.append(
+                Round(
+                    number=len(rounds),
+                    victims=victims,
+                    plans=tuple(plans),
+                    kills=kills,
+                    loggers_die=dice.random() < 0.5,
+                )
+            )
     return rounds
 
 
@@ -107,6 +115,14 @@ class Matrix:
     async def round(self, number: Round) -> None:
         """One round, from its first container to the look at what is left."""
         stage = Stage()
+        async with pods.sandbox(self.client, f"pod-{number.number}", self.group) as sandbox:
+            stage.sandbox = sandbox
+            await self._live(number, stage)
+        for left in await residue.after_quiet(self.daemon, self.group):
+            self.history.add(left)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    async def _live(self, number: Round, stage: Stage) -> None:
         lives = [Life(self.client, plan, self.folder, self.group, stage) for plan in number.plans]
         async with trio.open_nursery() as nursery:
             for life in lives:
@@ -116,9 +132,6 @@ class Matrix:
                     await life.reached.wait()
             await self._list_all()
             await self._strike(number, stage, lives)
-        for left in await residue.after_quiet(self.daemon, self.group):
-            self.history.add(left)
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     async def _strike(self, number: Round, stage: Stage, lives: Sequence[Life]) -> None:
         stage.struck.set()
@@ -127,12 +140,12 @@ class Matrix:
         if not self.daemon.has_pins and set(number.victims) >= REAPERS:
             names = tuple(plan.name for plan in number.plans)
             self.history.add(MayBeLost(subjects=names))
-        await self._kill(number.victims)
+        await self._kill(number)
         stage.gone.set()
         inside = [life for life in lives if life.plan.exits_inside]
         for again in range(number.kills):
             if again:
-                await self._kill(number.victims)
+                await self._kill(number)
             if Role.DAEMON in number.victims:
                 await trio.sleep(self.dice.uniform(*BLACKOUT_S))
                 if not again:
@@ -142,12 +155,13 @@ class Matrix:
         self.history.add(Heal(nemesis=number.name, at_s=time.monotonic()))
         stage.healed.set()
 
-    async def _kill(self, victims: Sequence[Role]) -> None:
+    async def _kill(self, number: Round) -> None:
         # Looked for before the first dies: later they would have other parents.
-        spares = (Role.SPARE,) if Role.SHIM in victims else ()
-        for found in self.daemon.processes(*victims, *spares):
+        spares = (Role.SPARE,) if Role.SHIM in number.victims else ()
+        loggers = (Role.LOGGER,) if number.loggers_die else ()
+        for found in self.daemon.processes(*number.victims, *spares, *loggers):
             found.signal(signal.SIGKILL)
-        if Role.DAEMON in victims:
+        if Role.DAEMON in number.victims:
             await self.daemon.wait_gone()
 
     async def _ends(self, inside: Sequence[Life]) -> None:

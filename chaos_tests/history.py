@@ -80,6 +80,8 @@ class Harm:
     subjects: tuple[str, ...] = ()
     blocks: tuple[str, ...] = ()
     """Who is held up by it, and must be: their calls are not held to any limit."""
+    shown: bool = True
+    """An actor of ours waits for it, which the tree must show."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import trio
 
-from holdfast.api.proto.services import admin_pb2
+from holdfast.api.proto.services import admin_pb2, tasks_pb2
 
 from . import residue
-from .client import Client, connected
+from .client import NOTHING, Client, connected
 from .containers import Plan, brief
 from .daemon import Daemon, running
 from .history import History, Visible
@@ -44,9 +44,14 @@ class House:
 
 
 @asynccontextmanager
-async def house(base: Path, history: History, root: Path | None = None) -> AsyncGenerator[House]:
-    """A daemon that has a busybox; what it leaves on the host is in the history afterwards."""
+async def house(
+    base: Path, history: History, root: Path | None = None, settings: str = ""
+) -> AsyncGenerator[House]:
+    """A daemon that has a busybox; what it leaves on the host is in the history afterwards.
+    `settings` are TOML."""
     group = ""
+    (base / "host").mkdir(parents=True, exist_ok=True)
+    (base / "host/config.toml").write_text(settings)
     try:
         async with running(base / "host", history, root=root) as daemon:
             group = daemon.mark[:8]
@@ -74,6 +79,26 @@ async def victim_of(house: House, plan: Plan) -> AsyncGenerator[tuple[Life, Stag
         with trio.fail_after(GIVEN_UP_WITHIN_S):
             await life.begun.wait()
             await life.give_up()
+
+
+@asynccontextmanager
+async def blocked(house: House, plan: Plan) -> AsyncGenerator[Life]:
+    """One that runs and goes no further, until it is killed at the end of the block; its delete
+    is under way then."""
+    stage = Stage()
+    for event in (stage.struck, stage.gone, stage.healed):
+        event.set()
+    life = Life(house.client, plan, house.folder, house.group, stage)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(life.run)
+        with trio.fail_after(GIVEN_UP_WITHIN_S):
+            while not life.is_running:  # noqa: ASYNC110 - it has no event for this
+                await trio.sleep(LOOK_S)
+        yield life
+        assert life.is_running
+        kill = tasks_pb2.KillRequest(container_id=plan.name, signal=9, all=True)
+        await house.client.ask("Tasks.Kill", kill, NOTHING, subject=plan.name)
+        await neighbours(house, 1)
 
 
 async def neighbours(house: House, count: int) -> None:

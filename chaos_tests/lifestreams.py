@@ -38,8 +38,10 @@ class LifeStreams:
     def output(self, nursery: trio.Nursery, exec_id: str, stream: str) -> str:
         """Where an output goes; it is read from now on."""
         path = self._folder / f"{exec_id}{stream}"
+        if self._plan.log:
+            return self._plan.log
         if self._plan.to_file:
-            return f"file://{path}"
+            return f"file://{path}" + (f"?{containers.CAP}" if self._plan.capped else "")
         reader = self._readers[exec_id, stream] = Reader(path)
         nursery.start_soon(reader.run)
         return str(path)
@@ -97,7 +99,10 @@ class LifeStreams:
 
 
 def _bytes_of(path: Path) -> bytes:
-    return path.read_bytes() if path.exists() else b""
+    """What a log has, with the files that were turned over, the oldest first."""
+    older = path.parent.glob(f"{path.name}.*")
+    files = sorted(older, key=lambda file: int(file.suffix[1:]), reverse=True)
+    return b"".join(file.read_bytes() for file in (*files, path) if file.exists())
 
 
 def _missing_on_terminal(wanted: bytes, got: bytes) -> int:

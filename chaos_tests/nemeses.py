@@ -12,6 +12,7 @@ at, and nobody else may be slower for it. Nothing here needs a daemon of ours bu
 import errno
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Generator, Iterable, Sequence
@@ -32,9 +33,12 @@ FUSE_OPTIONS = "rootmode=40000,user_id=0,group_id=0,allow_other"
 
 
 @contextmanager
-def harming(history: History, nemesis: str, subjects: Sequence[str] = ()) -> Generator[None]:
+def harming(
+    history: History, nemesis: str, subjects: Sequence[str] = (), *, shown: bool = True
+) -> Generator[None]:
     """Note a harm for the time of a block; for nemeses of one's own, too."""
-    history.add(Harm(nemesis=nemesis, at_s=time.monotonic(), subjects=tuple(subjects)))
+    at_s = time.monotonic()
+    history.add(Harm(nemesis=nemesis, at_s=at_s, subjects=tuple(subjects), shown=shown))
     try:
         yield
     finally:
@@ -115,6 +119,28 @@ def hung_mount(history: History, folder: Path, subjects: Sequence[str] = ()) -> 
         if server >= 0:
             os.close(server)
         subprocess.run(["umount", "-l", str(folder)], check=False, capture_output=True)
+
+
+@contextmanager
+def silent_server(
+    history: History, place: Path | None = None, subjects: Sequence[str] = ()
+) -> Generator[str]:
+    """Someone who accepts and says nothing, at a socket's path or a port of the loopback: its
+    address. When the block is left, whoever waits for it is hung up on."""
+    with socket.socket(socket.AF_INET if place is None else socket.AF_UNIX) as server:
+        server.bind(("127.0.0.1", 0) if place is None else str(place))
+        server.listen(128)
+        address = str(place) if place is not None else f"127.0.0.1:{server.getsockname()[1]}"
+        with harming(history, "silent-server", subjects, shown=False):
+            yield address
+
+
+def deaf_logger(path: Path) -> str:
+    """Write a logging program that says it is ready, and never reads; its log URI."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("#!/bin/sh\nexec 5>&-\nexec sleep 1000000\n")
+    path.chmod(0o755)
+    return f"binary://{path}"
 
 
 class Runtime:

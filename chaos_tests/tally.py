@@ -19,6 +19,8 @@ class Round:
     plans: tuple[Plan, ...]
     kills: int
     """How often the victims are killed, the later ones while the first is being recovered from."""
+    loggers_die: bool = False
+    """The loggers are among the victims."""
 
     @property
     def name(self) -> str:

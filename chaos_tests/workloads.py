@@ -49,6 +49,8 @@ class Stage:
     """The harm has been done: what is to end inside of it ends now."""
     healed: trio.Event = field(default_factory=trio.Event)
     """The daemon answers again."""
+    sandbox: str = ""
+    """What those in a sandbox join."""
 
 
 async def prepare_base(client: Client) -> None:
@@ -281,6 +283,8 @@ class Life:
         if self.plan.layer:
             self._rootfs = [_over(self.plan.layer, self._rootfs)]
         container = containers_pb2.Container(id=name, snapshotter=SNAPSHOTTER, snapshot_key=name)
+        if self.plan.in_sandbox:
+            container.sandbox = self._stage.sandbox
         container.runtime.name = "io.containerd.runc.v2"
         container.spec.type_url = SPEC_URL
         container.spec.value = containers.spec(self.plan, self._gates_folder, self._group)

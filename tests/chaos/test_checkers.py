@@ -107,6 +107,13 @@ BAD: dict[str, tuple[checkers.Checker, Sequence[Record]]] = {
         checkers.one_exit_per_process,
         (Process(subject="a", status=7), call("Tasks.Start", 1.0)),
     ),
+    "a sandbox that ended twice": (
+        checkers.one_life_per_sandbox,
+        [
+            Event(sequence=number, topic=f"/sandboxes/{name}", subject="pod")
+            for number, name in enumerate(("create", "start", "exit", "exit"), 1)
+        ],
+    ),
     "two exits": (checkers.one_exit_per_process, (*STARTED, exited(3), exited(4))),
     "a wrong code of one that may be lost": (
         checkers.one_exit_per_process,

@@ -28,6 +28,15 @@ def test_all_cells_are_met_before_any_is_met_again() -> None:
     assert len(met) == len(set(met)) == 15 * 7 * 2 * 2
 
 
+def test_loggers_and_sandboxes_have_their_share() -> None:
+    rounds = deaths.draw_rounds(CONTAINERS, random.Random(1), batch=BATCH)
+    plans = [plan for r in rounds for plan in r.plans]
+    assert sum(plan.capped for plan in plans) >= CONTAINERS // 20
+    assert sum(plan.in_sandbox for plan in plans) >= CONTAINERS // 10
+    bereft = [plan for r in rounds if r.loggers_die for plan in r.plans if plan.capped]
+    assert len(bereft) >= CONTAINERS // 50
+
+
 def test_a_seed_draws_the_same_rounds_again() -> None:
     drawn = [deaths.draw_rounds(60, random.Random(7)) for _ in range(2)]
     assert drawn[0] == drawn[1]

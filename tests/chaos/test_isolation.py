@@ -1,19 +1,27 @@
 """What hangs, crashes or is full costs its own container only; the others do not feel it."""
 
-from contextlib import AbstractContextManager
+import re
+from collections.abc import AsyncGenerator
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
+from google.protobuf.message import Message
 
 from holdfast.actors.errors import NotFound, Refusal, ResourceExhausted
-from holdfast.api.proto.services import leases_pb2, namespaces_pb2, snapshots_pb2
+from holdfast.api.proto import transfer_types_pb2 as types
+from holdfast.api.proto.services import leases_pb2, namespaces_pb2, snapshots_pb2, transfer_pb2
+from holdfast.api.streams import packed
 from holdfast.chaos import checkers, nemeses
 from holdfast.chaos.client import NOTHING
-from holdfast.chaos.containers import Plan, brief
+from holdfast.chaos.containers import LINES_OF_A_CHATTERER, Plan, brief
 from holdfast.chaos.history import Call, History, Process, Visible
-from holdfast.chaos.isolation import House, house, neighbours, see, victim_of
+from holdfast.chaos.isolation import House, blocked, house, neighbours, see, victim_of
+from holdfast.chaos.processes import Role
 from holdfast.chaos.workloads import SNAPSHOTTER
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -30,7 +38,7 @@ async def judged(home: House, *but: str) -> list[str]:
     return [
         str(found)
         for found in checkers.judge(home.history)
-        if found.subject.split("/")[0] != VICTIM and found.invariant not in but
+        if re.split("[/ ]", found.subject)[0] != VICTIM and found.invariant not in but
     ]
 
 
@@ -90,6 +98,78 @@ async def test_a_runtime_that_crashes_costs_its_own_container_only(tmp_path: Pat
         assert isinstance(life.refusal, Refusal)
         assert not await judged(home)
     assert not list(checkers.nothing_is_left(history))
+
+
+async def test_a_logger_that_never_reads_costs_the_container_that_has_it(tmp_path: Path) -> None:
+    history = History()
+    loggers = tmp_path / "loggers"
+    deaf = nemeses.deaf_logger(loggers / "deaf")
+    # More than its FIFOs hold, so that it stands still.
+    plan = replace(brief(VICTIM), log=deaf, lines_before=LINES_OF_A_CHATTERER)
+    async with house(tmp_path, history, settings=f'log_binaries = "{loggers}"\n') as home:
+        with nemeses.harming(history, "deaf-logger", [VICTIM], shown=False):
+            async with blocked(home, plan):
+                await neighbours(home, NEIGHBOURS)
+                # One that adopts finds the same.
+                nemeses.kill(home.daemon.processes(Role.SHIM))
+                await neighbours(home, 1)
+        assert not await judged(home)
+    assert not list(checkers.nothing_is_left(history))
+    deletes = [c for c in history.of(Call) if (c.verb, c.subject) == ("Tasks.Delete", VICTIM)]
+    assert [call.outcome for call in deletes] == ["ok"]
+
+
+async def test_a_proxy_plugin_that_hangs_costs_the_requests_to_it(tmp_path: Path) -> None:
+    history = History()
+    with nemeses.silent_server(history, tmp_path / "hung.sock", [VICTIM]) as address:
+        settings = f'[proxy_plugins.hung]\ntype = "snapshot"\naddress = "{address}"\n'
+        async with house(tmp_path, history, settings=settings) as home:
+            request = snapshots_pb2.PrepareSnapshotRequest(snapshotter="hung", key=VICTIM)
+            async with asked(
+                home, "Snapshots.Prepare", request, snapshots_pb2.PrepareSnapshotResponse
+            ):
+                await neighbours(home, NEIGHBOURS)
+            # Nor does a start wait for it, or an end.
+            await home.daemon.stop()
+            await home.daemon.start()
+            await neighbours(home, 1)
+            assert not await judged(home)
+    assert not list(checkers.nothing_is_left(history))
+
+
+async def test_a_registry_that_stalls_costs_the_pull_from_it(tmp_path: Path) -> None:
+    history = History()
+    with nemeses.silent_server(history, subjects=[VICTIM]) as address:
+        async with house(tmp_path, history) as home:
+            place = types.OCIRegistry(reference=f"{address}/library/busybox:latest")
+            place.resolver.default_scheme = "http"
+            request = transfer_pb2.TransferRequest(
+                source=packed(place), destination=packed(types.ImageStore(name="busybox"))
+            )
+            async with asked(home, "Transfer.Transfer", request, NOTHING):
+                await neighbours(home, NEIGHBOURS)
+            await home.daemon.stop()
+            await home.daemon.start()
+            await neighbours(home, 1)
+            assert not await judged(home)
+    assert not list(checkers.nothing_is_left(history))
+
+
+@asynccontextmanager
+async def asked(
+    home: House, verb: str, request: Message, answer_type: type[Any]
+) -> AsyncGenerator[None]:
+    """Something is asked for the time of a block, and gets no answer in it."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(
+            partial(home.client.ask, verb, request, answer_type, subject=VICTIM, within_s=None)
+        )
+        yield
+        [task] = nursery.child_tasks
+        assert task
+        nursery.cancel_scope.cancel()
+    [call] = [call for call in home.history.of(Call) if call.subject == VICTIM]
+    assert (call.verb, call.outcome) == (verb, "Abandoned")
 
 
 async def test_on_a_full_disk_containers_end_and_go_and_garbage_is_collected(
