@@ -492,7 +492,6 @@ class ContentStore:
 
     async def _publish(self, namespace: str, ref: str, sealed: Sealed) -> None:
         """Link a sealed file into the store and record it. Called by the ingest's actor."""
-        check_labels("info.Labels", sealed.labels)
         digest = sealed.digest
 
         def work(tx: Transaction) -> bool:

@@ -33,7 +33,7 @@ from ..actors.exits import NORMAL, ActorExited, StopActor
 from ..actors.message import Request
 from ..actors.reference import Ref
 from .digest import CANONICAL, Digest, Hash, algorithm_of, digest_from, new_hash
-from .labels import quoted
+from .labels import check_labels, quoted
 
 R = TypeVar("R")
 
@@ -444,9 +444,10 @@ class Ingest:
     ) -> Committed:
         """Make a blob of it: checked, on the disk, recorded. The ingest is over.
 
-        Refused and still open when size or digest differ; `AlreadyExists` and over when the
-        namespace has the blob.
+        Refused and still open when a label is too large, or size or digest differ;
+        `AlreadyExists` and over when the namespace has the blob.
         """
+        check_labels("info.Labels", labels or {})
         commit = Commit(size=size, expected=expected, labels=labels or {}, lease=lease)
         answer = await self._call(commit, COMMIT_WITHIN_S)
         await self._released.wait()

@@ -20,7 +20,6 @@ from ..actors.errors import (
     AlreadyExists,
     DataLoss,
     FailedPrecondition,
-    NotFound,
 )
 from .driver import Driver
 from .labels import quoted
@@ -73,11 +72,6 @@ class Graph:
     def require(self, place: Place) -> Snapshot:
         """The committed record, else `NotFound`."""
         return existing(place.key, self.get(place))
-
-    def require_parent(self, place: Place) -> None:
-        """Refuse a parent that is not there."""
-        if self.get(place) is None:
-            raise NotFound(f"parent snapshot {place.key} does not exist: not found")
 
     def scan(self, namespace: str | None) -> Iterator[tuple[Place, Snapshot]]:
         """The committed records in the order of their names; all namespaces for None."""

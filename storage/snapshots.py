@@ -26,7 +26,7 @@ from .labels import check_label_paths, check_labels, check_namespace, masked_lab
 from .mounts import Mount
 from .snapshotactor import Commit, Create, Measure, Remove, SnapshotActor
 from .snapshotgraph import Graph
-from .snapshotrecord import Place, snapshot_field
+from .snapshotrecord import Place, check_parent, snapshot_field
 from .snapshotrecovery import recover
 from .snapshotter import Info, Kind, Usage
 from .store import Store, Transaction
@@ -155,7 +155,7 @@ class Snapshots:
         place = Place(namespace, key)
         if not key:
             if parent:
-                self.graph.require_parent(Place(namespace, parent))
+                check_parent(parent, self.graph.get(Place(namespace, parent)))
             raise InvalidArgument("snapshot key must not be empty: invalid argument")
         # Told at once, before an actor is started: it is what busy clients ask for most.
         self.graph.refuse_present(place, labels)

@@ -288,7 +288,10 @@ def exec_in_ended_or_paused(step: Step, ours: Outcome, theirs: Outcome) -> bool:
             ours.message.endswith("init process is not running: failed precondition")
             or ours.message == "cannot exec in a paused state"
         )
-        and theirs.message.startswith("OCI runtime exec failed: ")
+        and (
+            theirs.message.startswith("OCI runtime exec failed: ")
+            or theirs.message == "ttrpc: closed: unknown"  # its shim fell over a second try
+        )
     )
 
 
