@@ -23,8 +23,8 @@ NS = "default"
 
 
 @asynccontextmanager
-async def a_host(base: Path) -> AsyncIterator[Host]:
-    config = embedded(base / "root", base / "state", {})
+async def a_host(base: Path, **settings: float) -> AsyncIterator[Host]:
+    config = embedded(base / "root", base / "state", settings)
     async with open_host(replace(config, address=str(base / "sock")), serving) as host:
         yield host
 
@@ -36,8 +36,8 @@ async def command(base: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 async def damaged_host(base: Path) -> None:
-    """Two snapshots, two blobs of which one is damaged, a damaged image that may keep both."""
-    async with a_host(base) as host:
+    """Two snapshots of which one is damaged, two blobs, a damaged image that may keep both."""
+    async with a_host(base, gc_startup_delay_s=60.0) as host:
         await host.snapshotter().prepare(NS, "steady", "", {"containerd.io/gc.root": "now"})
         await host.snapshotter().prepare(NS, "told", "", {"containerd.io/gc.root": "now"})
         labels = {"containerd.io/gc.root": "now"}

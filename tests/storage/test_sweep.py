@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import random
 import tempfile
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ RECENT, LONG_AGO = "2023-11-14T22:13:00Z", "2023-01-01T00:00:00Z"
 CONTENT = [f"sha256:{letter * 64}" for letter in "abcdef"]
 SNAPSHOTS = ["s1", "s2", "s3", "s4"]
 IMAGES, LEASES, CONTAINERS = ["i1", "i2", "i3"], ["l1", "l2"], ["c1", "c2"]
+
+ASKED = "asked"
 
 Key = tuple[str, str]
 
@@ -134,8 +136,8 @@ class World:
         self.store = store
         self.random = random.Random(seed)
         self.mirror: dict[Key, Record] = {}
-        self.asked: Counter[Key] = Counter()
-        """What writers delete themselves."""
+        self.asked: set[Key] = set()
+        """What a writer is deleting itself."""
         self.wrong: list[str] = []
         """What the mirror found; a listener may not raise."""
         self.flat: set[Key] = set()
@@ -146,11 +148,14 @@ class World:
         for at, (kind, _, key, value) in enumerate(changes):
             one = (kind, key)
             if value is not None:
+                if ASKED in value:
+                    self.asked.add(one)
+                    continue
                 self.mirror[one] = value
                 self.flat |= marked(self.mirror)[1]
                 continue
-            if self.asked[one]:
-                self.asked[one] -= 1
+            if one in self.asked:
+                self.asked.remove(one)
             elif kind != "lease_resource":
                 self.check(one, {(change.kind, change.key) for change in changes[at:]})
             self.mirror.pop(one, None)
@@ -238,10 +243,12 @@ class World:
             tx.put(kind, NS, key, record)
 
     def _delete(self, tx: Transaction, kind: str, key: str) -> bool:
-        if tx.delete(kind, NS, key):
-            self.asked[kind, key] += 1
-            return True
-        return False
+        record = tx.get(kind, NS, key)
+        if record is None:
+            return False
+        # Told by the commit itself: the collector may be deleting it too, a commit before.
+        tx.put(kind, NS, key, {**record, ASKED: True})
+        return tx.delete(kind, NS, key)
 
     def changes(self, count: int) -> Any:
         return lambda tx: [self.change(tx) for _ in range(count)]
