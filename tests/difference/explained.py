@@ -35,7 +35,7 @@ def label_too_long(_: Step, ours: Outcome, theirs: Outcome) -> bool:
 
 
 def bolt_words(_: Step, ours: Outcome, theirs: Outcome) -> bool:
-    words = ("key required", "bucket name required", "key too large")
+    words = ("key required", "bucket name required", "key too large", "incompatible value")
     own = theirs.code == "UNKNOWN" and any(theirs.message.endswith(each) for each in words)
     return own and ours.code in REFUSED
 
