@@ -1,14 +1,15 @@
 """The record of a snapshot that another process keeps, and what follows from all of them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
 import trio
 
-from .snapshotrecord import Index, Place, existing
+from .snapshotrecord import Index, Place
+from .snapshotrecords import Records
 from .snapshotter import Info, Kind
-from .store import Change, Record, Store, Transaction
+from .store import Change, Record, Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,13 +66,12 @@ class RemoteSnapshot:
         )
 
 
-class RemoteIndex:
+class RemoteIndex(Records[RemoteSnapshot]):
     """The records of one remote snapshotter. Read at any time on the loop; changed by
     transactions alone."""
 
     def __init__(self, store: Store, name: str) -> None:
-        self._store = store
-        self._prefix = f"{name}/"
+        super().__init__(store, name, RemoteSnapshot.from_record)
         self._index: Index[str] = Index(self._prefix, id_field="remote")
         # Invariant: what the other side may still have, by its name there, with its namespace.
         self.left_over: dict[str, str] = {}
@@ -80,25 +80,10 @@ class RemoteIndex:
             self._index.put(place, snapshot.remote, snapshot.info.parent)
         store.listen(self._follow)
 
-    def get(self, place: Place) -> RemoteSnapshot | None:
-        """The committed record, or None."""
-        record = self._store.get("snapshot", place.namespace, self._prefix + place.key)
-        return None if record is None else RemoteSnapshot.from_record(place.key, record)
-
-    def require(self, place: Place) -> RemoteSnapshot:
-        """The committed record, else NotFound."""
-        return existing(place.key, self.get(place))
-
-    def scan(self, namespace: str | None) -> Iterator[tuple[Place, RemoteSnapshot]]:
-        """The committed records in the order of their names; all namespaces for None."""
-        for row in self._store.scan("snapshot", namespace, self._prefix):
-            place = Place(row.namespace, row.key.removeprefix(self._prefix))
-            yield place, RemoteSnapshot.from_record(place.key, row.value)
-
     def namespaces(self) -> Sequence[str]:
         """Those that have records, or have had them since the start."""
         known = {place.namespace for place, _ in self.scan(None)}
-        known.update(row.key for row in self._store.scan("namespace"))
+        known.update(row.key for row in self.store.scan("namespace"))
         return sorted(known | set(self.left_over.values()))
 
     def has_children(self, place: Place) -> bool:
@@ -109,22 +94,11 @@ class RemoteIndex:
         """Whether a record names this snapshot of the other side."""
         return self._index.has_record(remote)
 
-    def find_in(self, tx: Transaction, place: Place) -> RemoteSnapshot | None:
-        """The record as the transaction sees it, or None."""
-        record = tx.get("snapshot", place.namespace, self._prefix + place.key)
-        return None if record is None else RemoteSnapshot.from_record(place.key, record)
-
-    def require_in(self, tx: Transaction, place: Place) -> RemoteSnapshot:
-        """The record as the transaction sees it, else NotFound."""
-        return existing(place.key, self.find_in(tx, place))
-
-    def put_in(self, tx: Transaction, place: Place, snapshot: RemoteSnapshot) -> None:
-        """Write the record, new or changed."""
-        tx.put("snapshot", place.namespace, self._prefix + place.key, snapshot.to_record())
-
-    def delete_in(self, tx: Transaction, place: Place) -> None:
-        """Delete the record; the other side's snapshot is left over when no other names it."""
-        tx.delete("snapshot", place.namespace, self._prefix + place.key)
+    def leave(self, name: str, namespace: str) -> None:
+        """The other side may have this one, and no record names it."""
+        self.left_over.setdefault(name, namespace)
+        self._more.set()
+        self._more = trio.Event()
 
     async def wait_left_over(self) -> None:
         """Return when one more is left over."""
@@ -132,9 +106,7 @@ class RemoteIndex:
 
     def _follow(self, changes: Sequence[Change]) -> None:
         for name in self._index.change(changes):
-            self.left_over[name] = name.partition("/")[0]
-            self._more.set()
-            self._more = trio.Event()
+            self.leave(name, name.partition("/")[0])
 
 
 def _info_to(info: Info) -> dict[str, object]:

@@ -39,7 +39,6 @@ from .leases import lease_resource, release_resource
 from .lentsnapshots import ROOT
 from .mounts import Mount
 from .remoterecord import RemoteIndex, RemoteSnapshot
-from .snapshotgraph import LABEL_TARGET
 from .snapshotrecord import (
     Place,
     check_active,
@@ -49,6 +48,7 @@ from .snapshotrecord import (
     tell_prepared,
     tell_removed,
 )
+from .snapshotrecords import LABEL_TARGET
 from .snapshotter import Info, Kind, Usage
 from .store import Store, Transaction
 
@@ -196,6 +196,9 @@ class RemoteSnapshots:
         wanted = stored_labels(labels or {})
         check_labels("info.Labels", wanted)
         async with self._working(Place(namespace, key)) as place:
+            before = self.index.get(place)
+            if before is not None and before.target:  # nobody could tell how that commit ended
+                await self._settle(place, before)
             if self.index.get(Place(namespace, name)) is not None:
                 raise AlreadyExists(f"snapshot {quoted(name)}: already exists")
             active = self.index.require(place)
@@ -207,9 +210,10 @@ class RemoteSnapshots:
             try:
                 await self.remote.commit(namespace, intent.target, active.remote, inherited(wanted))
             except Refusal:
-                if not await self._is_there(namespace, intent.target):
-                    await self.store.write(lambda tx: self.index.put_in(tx, place, active))
+                await self._settle(place, intent)
+                if self.index.get(place) is not None:
                     raise
+                return
             failpoints.passed("remote.commit.committed")
             await self._record_commit(place, intent)
 
@@ -246,7 +250,7 @@ class RemoteSnapshots:
         check_labels("info.Labels", labels)
         above = Place(namespace, parent)
         async with self._working(place):
-            self._refuse_present(place, labels)
+            self.index.refuse_present(place, labels)
             base = check_parent(parent, self.index.get(above)).remote if parent else ""
             name = self._remote_name(place)
             self._awaited[above] += 1
@@ -266,11 +270,13 @@ class RemoteSnapshots:
                 )
                 await self.store.write(partial(self._record_new, place, snapshot, lease))
             except BaseException:
-                self.index.left_over.setdefault(name, namespace)
+                self.index.leave(name, namespace)
                 raise
             finally:
                 self._making.discard(name)
                 self._awaited[above] -= 1
+                if not self._awaited[above]:
+                    del self._awaited[above]
             return mounts
 
     async def _adopt(
@@ -320,22 +326,18 @@ class RemoteSnapshots:
         await self.store.write(work)
         self.index.left_over.pop(intent.remote, None)  # the commit took it
 
-    def _refuse_present(self, place: Place, labels: Mapping[str, str]) -> None:
-        if self.index.get(place) is not None:
-            raise AlreadyExists(f"snapshot {quoted(place.key)}: already exists")
-        target = labels.get(LABEL_TARGET)
-        if target and self.index.get(Place(place.namespace, target)) is not None:
-            raise AlreadyExists(f"target snapshot {quoted(target)}: already exists")
-
     def _remote_name(self, place: Place) -> str:
         return f"{place.namespace}/{self._mark}-{uuid.uuid4().hex[:12]}/{place.key}"
 
-    async def _is_there(self, namespace: str, name: str) -> bool:
-        """Whether a commit that was not answered took effect; not, when nobody can tell."""
-        try:
-            return any(info.name == name for info in await self.remote.walk(namespace))
-        except Refusal:
-            return False
+    async def _settle(self, place: Place, intent: RemoteSnapshot) -> None:
+        """Bring an intended commit to its end where it took effect, else take it back. It stands
+        while the other side cannot be asked, and that is raised."""
+        names = [info.name for info in await self.remote.walk(place.namespace)]
+        if intent.target in names:
+            await self._record_commit(place, intent)
+        else:
+            undone = intent.undone()
+            await self.store.write(lambda tx: self.index.put_in(tx, place, undone))
 
     @asynccontextmanager
     async def _working(self, place: Place) -> AsyncGenerator[Place]:
@@ -356,19 +358,14 @@ class RemoteSnapshots:
             if not snapshot.target:
                 continue
             async with self._working(place):
-                names = [info.name for info in await self.remote.walk(place.namespace)]
-                if snapshot.target in names:
-                    await self._record_commit(place, snapshot)
-                else:
-                    undone = partial(self.index.put_in, place=place, snapshot=snapshot.undone())
-                    await self.store.write(undone)
+                await self._settle(place, snapshot)
         if self.store.damaged:
             return  # a lost record may have kept what seems to have none
         for namespace in self.index.namespaces():
             for info in await self.remote.walk(namespace):
                 ours = info.name.startswith(f"{namespace}/{self._mark}-")
                 if ours and info.name not in self._making and not self.index.is_known(info.name):
-                    self.index.left_over.setdefault(info.name, namespace)
+                    self.index.leave(info.name, namespace)
 
     async def remove_left_over(self) -> bool:
         """Remove on the other side what no record names, children before their parents; whether

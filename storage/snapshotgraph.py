@@ -12,36 +12,30 @@ Invariants: (1) a record's parent is committed. (2) A snapshot with children is 
 """
 
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..actors.errors import (
-    AlreadyExists,
-    DataLoss,
-    FailedPrecondition,
-)
+from ..actors.errors import DataLoss, FailedPrecondition
 from .driver import Driver
 from .labels import quoted
 from .leftovers import Leftovers
 from .mounts import Mount
-from .snapshotrecord import Index, Place, Snapshot, check_parent, existing
-from .store import Change, Store, Transaction
+from .snapshotrecord import Index, Place, Snapshot, check_parent
+from .snapshotrecords import Records
+from .store import Change, Store
 from .workers import Workers
 
-# A remote snapshotter's client asks by this label whether a layer is there already.
-LABEL_TARGET = "containerd.io/snapshot.ref"
 
-
-class Graph:
+class Graph(Records[Snapshot]):
     """What is known of all snapshots of one snapshotter. Read at any time on the loop; changed
     by transactions alone."""
 
     def __init__(self, store: Store, driver: Driver, root: Path, workers: Workers) -> None:
+        super().__init__(store, driver.name, Snapshot.from_record)
         self.name = driver.name
         self.resource_type = f"snapshots/{driver.name}"
         self.driver = driver
-        self.store = store
         self.workers = workers
         self.home = root / "snapshots"
         self.leftovers = Leftovers(driver.name, self.home, store, workers)
@@ -50,7 +44,6 @@ class Graph:
         # Invariant: ids of directories that no record names, kept while records are damaged.
         self.orphans: set[int] = set()
         self.recovered_at_ns = 0
-        self._prefix = f"{driver.name}/"
         self._index: Index[int] = Index(self._prefix)
         # Invariant: directories being made, whose records are not written yet.
         self._making: set[int] = set()
@@ -62,58 +55,16 @@ class Graph:
             self._index.put(place, row.value["id"], row.value["parent"])
         store.listen(self._follow)
 
-    # -- records
-
-    def get(self, place: Place) -> Snapshot | None:
-        """The committed record, or None."""
-        record = self.store.get("snapshot", place.namespace, self._prefix + place.key)
-        return None if record is None else Snapshot.from_record(place.key, record)
-
-    def require(self, place: Place) -> Snapshot:
-        """The committed record, else `NotFound`."""
-        return existing(place.key, self.get(place))
-
-    def scan(self, namespace: str | None) -> Iterator[tuple[Place, Snapshot]]:
-        """The committed records in the order of their names; all namespaces for None."""
-        for row in self.store.scan("snapshot", namespace, self._prefix):
-            place = Place(row.namespace, row.key.removeprefix(self._prefix))
-            yield place, Snapshot.from_record(place.key, row.value)
+    # -- what follows from the records
 
     def has_record(self, snapshot_id: int) -> bool:
         """Whether a record has this id, or is about to."""
         return snapshot_id in self._making or self._index.has_record(snapshot_id)
 
-    def refuse_present(self, place: Place, labels: Mapping[str, str]) -> None:
-        """Refuse a key in use, and the key of a layer that is there already."""
-        if self.get(place) is not None:
-            raise AlreadyExists(f"snapshot {quoted(place.key)}: already exists")
-        target = labels.get(LABEL_TARGET)
-        if target and self.get(Place(place.namespace, target)) is not None:
-            raise AlreadyExists(f"target snapshot {quoted(target)}: already exists")
-
     def refuse_parent(self, place: Place) -> None:
         """Refuse to take away what others stand upon, or are about to."""
         if self._index.has_children(place) or self._awaited.get(place):
             raise FailedPrecondition("cannot remove snapshot with child: failed precondition")
-
-    # -- records within a transaction
-
-    def find_in(self, tx: Transaction, place: Place) -> Snapshot | None:
-        """The record as the transaction sees it, or None."""
-        record = tx.get("snapshot", place.namespace, self._prefix + place.key)
-        return None if record is None else Snapshot.from_record(place.key, record)
-
-    def require_in(self, tx: Transaction, place: Place) -> Snapshot:
-        """The record as the transaction sees it, else `NotFound`."""
-        return existing(place.key, self.find_in(tx, place))
-
-    def put_in(self, tx: Transaction, place: Place, snapshot: Snapshot) -> None:
-        """Write the record, new or changed."""
-        tx.put("snapshot", place.namespace, self._prefix + place.key, snapshot.to_record())
-
-    def delete_in(self, tx: Transaction, place: Place) -> None:
-        """Delete the record; its directory is left over when no other record has its id."""
-        tx.delete("snapshot", place.namespace, self._prefix + place.key)
 
     # -- places on the disk
 

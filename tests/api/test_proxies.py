@@ -1,7 +1,7 @@
 """Snapshots of another process: the suite over the wire, deaths between the steps, silence."""
 
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -17,9 +17,10 @@ from holdfast.api.proxies.snapshots import ProxiedSnapshots
 from holdfast.api.services import snapshots as service
 from holdfast.storage.lentsnapshots import NAMESPACE, LentSnapshots
 from holdfast.storage.overlay import Overlay
-from holdfast.storage.remotesnapshots import LABEL_TARGET, RemoteKeeper, RemoteSnapshots
+from holdfast.storage.remotesnapshots import RemoteKeeper, RemoteSnapshots
+from holdfast.storage.snapshotrecords import LABEL_TARGET
 from holdfast.storage.snapshots import SnapshotKeeper, Snapshots
-from holdfast.storage.snapshotter import Kind
+from holdfast.storage.snapshotter import Info, Kind
 from holdfast.storage.store import Store
 from holdfast.storage.workers import Workers
 
@@ -128,6 +129,36 @@ async def test_a_death_within_a_commit_leaves_the_old_or_the_new(
                 assert house.snapshotter.stat(NS, "key").kind is Kind.ACTIVE
                 await house.snapshotter.commit(NS, "name", "key")
             assert [info.kind for info in lent.walk(NAMESPACE)] == [Kind.COMMITTED]
+
+
+async def test_a_commit_of_which_nobody_can_tell_is_settled_later(tmp_path: Path) -> None:
+    class Silent(ProxiedSnapshots):
+        silent = False
+
+        async def commit(
+            self, namespace: str, name: str, active: str, labels: Mapping[str, str]
+        ) -> None:
+            await super().commit(namespace, name, active, labels)
+            self.silent = True
+            raise Unavailable("its answer is lost")
+
+        async def walk(self, namespace: str, filters: Sequence[str] = ()) -> Sequence[Info]:
+            if self.silent:
+                raise Unavailable("it is silent")
+            return await super().walk(namespace, filters)
+
+    async with System.open(), lender(tmp_path) as lent, Store.open(tmp_path / "b.db") as store:
+        remote = Silent(Proxy("lent", str(tmp_path / "lent.sock"), 10.0), "any")
+        snapshots = RemoteSnapshots(store, "lent", remote, HOST)
+        await snapshots.prepare(NS, "key", "")
+        with pytest.raises(Unavailable, match="silent"):
+            await snapshots.commit(NS, "name", "key")
+        assert snapshots.stat(NS, "key").kind is Kind.ACTIVE
+        remote.silent = False
+        with pytest.raises(AlreadyExists):
+            await snapshots.commit(NS, "name", "key")
+        assert snapshots.stat(NS, "name").kind is Kind.COMMITTED
+        assert [info.kind for info in lent.walk(NAMESPACE)] == [Kind.COMMITTED]
 
 
 async def test_what_our_side_forgets_goes_there_too(tmp_path: Path) -> None:
