@@ -101,14 +101,17 @@ class Registry:
 
     @asynccontextmanager
     async def get(
-        self, target: Descriptor, offset: int = 0
+        self, target: Descriptor, offset: int = 0, end: int | None = None
     ) -> AsyncGenerator[tuple[int, AsyncIterator[bytes]]]:
-        """The bytes of a manifest or a blob: where they begin, `offset` or 0, and their pieces."""
+        """The bytes of a manifest or a blob: where they begin, `offset` or 0, and their pieces.
+
+        Asked for up to `end`, which is not among them; a server that knows no ranges gives all.
+        """
         import httpx2
 
         headers = {"Accept": f"{target.media_type}, */*"}
-        if offset:
-            headers["Range"] = f"bytes={offset}-"
+        if offset or end is not None:
+            headers["Range"] = f"bytes={offset}-{'' if end is None else end - 1}"
         async with self._asked("pull", "GET", self._path(target), headers) as response:
             begins = offset if response.status_code == 206 else 0
             try:

@@ -14,9 +14,10 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "storage"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "api"))
 from archives import oci_archive
 from bench.daemons import running
-from registries import SECRET, USER, Server, registry
+from servers import SECRET, USER, Server, registry
 from transfers import move, opened, served
 
 from holdfast.actors.errors import (
