@@ -37,6 +37,13 @@ class EventRow:
 
 ROWS: tuple[Row, ...] = (
     Row(
+        "a refused commit leaves its ingest",
+        "containerd's database refuses an empty label when its content store has committed the"
+        " bytes already, so that the next Write of that ref finds none.",
+        explained.half_committed,
+        parts=True,
+    ),
+    Row(
         "a refusal has its code",
         "Where containerd forgets the code (UNKNOWN), Holdfast gives the one that the words mean.",
         explained.same_but_code,
@@ -122,6 +129,13 @@ ROWS: tuple[Row, ...] = (
         "When a Write names another total than its ingest has, containerd begins it anew over the"
         " bytes that it had, and counts those that are left.",
         explained.begun_over,
+    ),
+    Row(
+        "a commit counts its own bytes",
+        "A commit with the whole of other data replaces what its ingest had; containerd counts what"
+        " was longer before, and refuses.",
+        explained.written_over,
+        parts=True,
     ),
     Row(
         "sha512 may be written",

@@ -40,6 +40,14 @@ def bolt_words(_: Step, ours: Outcome, theirs: Outcome) -> bool:
     return own and ours.code in REFUSED
 
 
+def half_committed(step: Step, ours: Outcome, theirs: Outcome) -> bool:
+    return (
+        _in(step, "Content.Write")
+        and theirs.message.endswith("key required")
+        and ours.code in REFUSED
+    )
+
+
 def no_bucket(_: Step, ours: Outcome, theirs: Outcome) -> bool:
     words = r'cannot (delete|update) container ".*" in namespace|can not find snapshotter'
     there = re.match(words, theirs.message, re.DOTALL)
@@ -187,10 +195,38 @@ def status_expects(step: Step, ours: Outcome, theirs: Outcome) -> bool:
 
 
 def begun_over(step: Step, ours: Outcome, theirs: Outcome) -> bool:
+    if _in(step, "Content.Write"):
+        return _first_told(ours, theirs)
     pairs = _statuses(step, ours, theirs)
     return any(its.get("offset", 0) > its.get("total", 0) for _, its in pairs) and all(
         _without(_without(told, "offset"), "expected") == _without(its, "offset")
         for told, its in pairs
+    )
+
+
+def _first_told(ours: Outcome, theirs: Outcome) -> bool:
+    """In containerd's first answer of a Write, the offset and digest are those of before."""
+    if not (ours.code == theirs.code == "OK" and ours.answer and theirs.answer):
+        return False
+    (first, *rest), (its, *others) = ours.answer, _without_repeat(theirs.answer)
+    return (
+        "offset" not in first
+        and its.get("offset", 0) > 0
+        and first == {**_without(its, "offset"), "digest": first.get("digest")}
+        and _without_end(rest) == others
+    )
+
+
+COMMIT_SIZE = re.compile(r"unexpected commit size (\d+), expected (\d+): failed precondition")
+
+
+def written_over(step: Step, ours: Outcome, theirs: Outcome) -> bool:
+    counted = COMMIT_SIZE.fullmatch(theirs.message)
+    return (
+        _in(step, "Content.Write")
+        and ours.code == "OK"
+        and counted is not None
+        and int(counted[1]) > int(counted[2])
     )
 
 
