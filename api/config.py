@@ -88,6 +88,9 @@ class Config:
     """The same for the content store; both may be lent on one socket."""
     log_binaries: Path = Path("/usr/local/lib/holdfast/loggers")
     """The folder whose programs clients may name by `binary://`; it need not exist."""
+    registry_hosts: str = "/etc/holdfast/certs.d:/etc/containerd/certs.d:/etc/docker/certs.d"
+    """Folders that tell of registries where a request names none, separated by colons: the first
+    that knows a registry counts."""
     content_sharing: str = "shared"
     """Whether a namespace has a blob of another for the asking, or only of one that is labelled
     `containerd.io/namespace.shareable=true` (`isolated`)."""
@@ -153,6 +156,11 @@ def _checked(settings: Mapping[str, object], source: str) -> dict[str, Any]:
     for key in ("workers", "events_kept", "tasks_per_shim"):
         if checked.get(key, 1) < 1:
             raise InvalidArgument(f"{source}: {key} must be at least 1")
+    for folder in filter(None, checked.get("registry_hosts", "").split(":")):
+        if not Path(folder).is_absolute():
+            raise InvalidArgument(
+                f"{source}: registry_hosts must be absolute paths, not {folder!r}"
+            )
     if checked.get("content_sharing", "shared") not in SHARING:
         raise InvalidArgument(f"{source}: content_sharing is one of {', '.join(SHARING)}")
     if not 0 <= checked.get("gc_pause_threshold", 0.0) <= GC_SHARE_MAX:

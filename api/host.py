@@ -158,7 +158,14 @@ class Host:
         # Imported when the first is asked for: the daemon should be up at once.
         from ..storage.transfer import Transfers
 
-        return Transfers(self.content, self.images, self.leases, self.differs, self.snapshotter)
+        return Transfers(
+            self.content,
+            self.images,
+            self.leases,
+            self.differs,
+            self.snapshotter,
+            self.config.registry_hosts,
+        )
 
     @property
     def crashes(self) -> CrashLog:

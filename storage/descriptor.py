@@ -45,6 +45,8 @@ class Descriptor:
     annotations: Mapping[str, str] = field(default_factory=dict[str, str])
     platform: Platform | None = None
     urls: tuple[str, ...] = ()
+    artifact_type: str = ""
+    """What a manifest is that is no image, as lists of manifests tell it."""
 
     def to_json(self) -> dict[str, object]:
         """As the OCI image specification writes it."""
@@ -59,6 +61,8 @@ class Descriptor:
             value["annotations"] = dict(self.annotations)
         if self.platform is not None:
             value["platform"] = self.platform.to_json()
+        if self.artifact_type:
+            value["artifactType"] = self.artifact_type
         return value
 
     @classmethod
@@ -74,6 +78,7 @@ class Descriptor:
             annotations=document.text_map("annotations"),
             platform=platform,
             urls=document.texts("urls"),
+            artifact_type=document.text("artifactType"),
         )
 
     def named(self, annotations: Mapping[str, str]) -> "Descriptor":

@@ -104,7 +104,8 @@ Report = Callable[[Progress], Awaitable[None]]
 
 
 class Transfers:
-    """The verbs. `snapshotter` finds one by its name."""
+    """The verbs. `snapshotter` finds one by its name; `registry_hosts` are the folders that tell
+    of registries where a place names none, separated by colons."""
 
     def __init__(
         self,
@@ -113,12 +114,14 @@ class Transfers:
         leases: Leases,
         differs: Differs,
         snapshotter: Callable[[str], Snapshotter],
+        registry_hosts: str = "",
     ) -> None:
         self.content = content
         self._images = images
         self._leases = leases
         self._differs = differs
         self._snapshotter = snapshotter
+        self._registry_hosts = registry_hosts
 
     async def take_in(
         self,
@@ -237,10 +240,11 @@ class Transfers:
     ) -> AsyncGenerator["Registry"]:
         # Imported when the first registry is asked for: the daemon should be up at once.
         from .registry.client import open_registry
-        from .registry.hosts import hosts_of, parse_remote
+        from .registry.hosts import hosts_of, parse_remote, split_folders
 
         remote = parse_remote(place.reference)
-        hosts = await trio.to_thread.run_sync(hosts_of, remote, place.hosts, place.scheme)
+        folders = split_folders(str(place.hosts or self._registry_hosts))
+        hosts = await trio.to_thread.run_sync(hosts_of, remote, folders, place.scheme)
         async with open_registry(remote, hosts, ask, place.headers) as registry:
             yield registry
 

@@ -1,18 +1,19 @@
 """The client of one image's registry: manifests and blobs, asked for over HTTP.
 
-    async with open_registry(remote, hosts, ask) as registry:
+    async with open_registry(remote, hosts, ask, headers) as registry:
         target = await registry.resolve()
-        async with registry.get(target) as pieces: ...
+        async with registry.get(target) as (begins, pieces): ...
 
-What a registry says is a stranger's: documents are bounded, digests are for the caller to verify.
-The package that speaks HTTP is imported when the first registry is opened.
+Several hosts are asked in turn, mirrors first: one that fails gives way to the next, and the last
+refusal tells of all. What a registry says is a stranger's: documents are bounded, digests are for
+the caller to verify.
 """
 
-import ssl
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote
 
 import trio
 
@@ -20,10 +21,10 @@ from ...actors.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
-    PermissionDenied,
     Refusal,
     ResourceExhausted,
     Unavailable,
+    Unimplemented,
     Unknown,
 )
 from ..descriptor import (
@@ -35,68 +36,68 @@ from ..descriptor import (
     is_index,
     is_manifest,
 )
-from ..digest import digest_of, parse_digest
-from ..document import Document
-from .auth import AskCredentials, Challenge, Credentials, choose, parse_challenges
-from .hosts import Host, Remote, is_loopback
+from ..digest import Digest, digest_of, parse_digest
+from .auth import AskCredentials, Scopes, scope_of
+from .errors import all_of, place
+from .hosts import Host, Remote
+from .referrers import Referrers
+from .retry import Patience
+from .session import Session
+from .transport import Headers, Transport, close, read, why
+from .uploads import Upload, Uploads
 
 if TYPE_CHECKING:
     import httpx2
 
 MANIFEST_TYPES = (OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOCKER_MANIFEST)
+SCHEMA_1_TYPES = (
+    "application/vnd.docker.distribution.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v1+prettyjws",
+    # What registries say that know no other schema.
+    "text/plain",
+)
 DOCUMENT_BYTES_MAX = 8 << 20
-TOKEN_BYTES_MAX = 1 << 20
-ERROR_BYTES_MAX = 4096
-CONNECT_WITHIN_S, SILENT_WITHIN_S, CLOSE_WITHIN_S = 30.0, 300.0, 5.0
 PIECE_BYTES = 1 << 18
-Headers = Mapping[str, str]
+# A mirror that failed is not asked again at once, with each blob, as long as another host may do.
+AVOIDED_FOR_S = 30.0
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(?:\d{1,18}|\*)", re.ASCII)
 
 
 class Registry:
     """One image's repository; made by `open_registry`."""
 
-    def __init__(
-        self,
-        remote: Remote,
-        hosts: Sequence[Host],
-        clients: Mapping[str, "httpx2.AsyncClient"],
-        ask: AskCredentials,
-    ) -> None:
+    def __init__(self, remote: Remote, sessions: Sequence[Session]) -> None:
         self.remote = remote
-        self._hosts = hosts
-        self._clients = clients
-        self._ask = ask
-        self._credentials: dict[str, Credentials] = {}
-        self._authorizations: dict[tuple[str, str], str] = {}
-        self._authorizing = trio.Lock()
+        self._sessions = sessions
+        self._avoided_until: dict[str, float] = {}
+        self._scopes: Scopes = frozenset({scope_of(remote.repository)})
 
     # -- reading
 
     async def resolve(self) -> Descriptor:
         """What the reference points to now."""
         path = f"manifests/{self.remote.object}"
-        headers = {"Accept": ", ".join(MANIFEST_TYPES)}
-        async with self._asked("resolve", "HEAD", path, headers) as response:
+        headers = {"Accept": ", ".join((*MANIFEST_TYPES, "*/*"))}
+        # A name is believed only of hosts that may tell; content of a digest tells itself.
+        wanted = {"pull"} if self.remote.digest else {"pull", "resolve"}
+        async with self._asked(wanted, "HEAD", path, headers) as response:
             found = response.headers
-            media_type = found.get("Content-Type", "").partition(";")[0].strip()
+            media_type = _media_type(response)
             digest = found.get("Docker-Content-Digest", "")
             length = found.get("Content-Length", "")
-        if not digest or not length.isdigit():
+        if not digest or not length.isdigit() or not media_type:
             # Not every registry says so beforehand.
-            async with self._asked("resolve", "GET", path, headers) as response:
-                raw = await _read(response, DOCUMENT_BYTES_MAX)
-                media_type = response.headers.get("Content-Type", media_type).partition(";")[0]
+            async with self._asked(wanted, "GET", path, headers) as response:
+                raw = await read(response, DOCUMENT_BYTES_MAX, self._what(response))
+                media_type = _media_type(response) or media_type
             digest, length = digest_of(raw), str(len(raw))
         if self.remote.digest and digest != self.remote.digest:
             raise FailedPrecondition(
                 f"{self.remote.text}: the registry has {digest[:200]}: failed precondition"
             )
-        if not is_index(media_type) and not is_manifest(media_type):
-            raise InvalidArgument(
-                f"{self.remote.text}: unsupported media type {media_type[:200]!r} of a manifest"
-            )
-        if int(length) > DOCUMENT_BYTES_MAX:
-            raise ResourceExhausted(f"{self.remote.text}: a manifest of {length} bytes")
+        self._check_type(media_type)
+        if int(length[:20]) > DOCUMENT_BYTES_MAX:
+            raise ResourceExhausted(f"{self.remote.text}: a manifest of {length[:20]} bytes")
         return Descriptor(media_type=media_type, digest=parse_digest(digest), size=int(length))
 
     @asynccontextmanager
@@ -112,291 +113,200 @@ class Registry:
         headers = {"Accept": f"{target.media_type}, */*"}
         if offset or end is not None:
             headers["Range"] = f"bytes={offset}-{'' if end is None else end - 1}"
-        async with self._asked("pull", "GET", self._path(target), headers) as response:
-            begins = offset if response.status_code == 206 else 0
+        async with self._asked({"pull"}, "GET", _path(target), headers) as response:
+            begins = 0
+            if response.status_code == 206:
+                begins = self._checked_range(response, offset)
             try:
                 yield begins, response.aiter_raw(PIECE_BYTES)
             except httpx2.HTTPError as error:
-                raise Unavailable(f"{self.remote.text}: {target.digest}: {_why(error)}") from error
+                self._avoid(response.extensions["holdfast.host"])
+                raise Unavailable(f"{self._what(response)}: {why(error)}") from error
 
-    # -- writing
+    async def referrers(self, digest: Digest, artifact_type: str = "") -> Sequence[Descriptor]:
+        """The manifests that refer to this one as their subject: signatures, inventories; those of
+        one artifact type, or all."""
+        return await Referrers(self.remote, self._asked).of(digest, artifact_type)
 
     async def has(self, target: Descriptor) -> bool:
-        """Whether the repository has it."""
+        """Whether the repository that is pushed to has it."""
         headers = {"Accept": f"{target.media_type}, */*"}
         try:
-            async with self._asked("push", "HEAD", self._path(target), headers):
+            async with self._asked({"push"}, "HEAD", _path(target), headers):
                 return True
         except NotFound:
             return False
+
+    # -- writing
 
     async def put_blob(
         self, target: Descriptor, pieces: AsyncIterator[bytes], *, mounted_from: str = ""
     ) -> None:
         """Upload a blob; from another repository of the same registry, if that has it."""
-        path = "blobs/uploads/"
-        if mounted_from:
-            path += f"?mount={target.digest}&from={mounted_from}"
-        async with self._asked("push", "POST", path, {"Content-Length": "0"}) as response:
-            if response.status_code == 201:
-                return
-            location = response.headers.get("Location", "")
-            url = urljoin(str(response.url), location)
-        if not location or urlsplit(url).scheme not in ("http", "https"):
-            raise Unknown("the registry named no place for an upload")
-        url += ("&" if urlsplit(url).query else "?") + f"digest={target.digest}"
-        headers = {
-            "Content-Length": str(target.size),
-            "Content-Type": "application/octet-stream",
-        }
-        async with self._asked("push", "PUT", url, headers, pieces):
-            pass
+        await self._uploads.send(target, pieces, mounted_from)
+
+    async def begin_upload(self, target: Descriptor, mounted_from: str = "") -> Upload | None:
+        """Begin to upload a blob in parts; None where the registry took it from its repository
+        `mounted_from`."""
+        return await self._uploads.begin(target, mounted_from)
+
+    async def upload_part(self, upload: Upload, piece: bytes) -> Upload:
+        """Send the next bytes; Aborted where the upload is lost, and has to begin anew."""
+        return await self._uploads.part(upload, piece)
+
+    async def upload_status(self, upload: Upload) -> Upload:
+        """How much of an upload has arrived."""
+        return await self._uploads.status(upload)
+
+    async def finish_upload(self, upload: Upload, target: Descriptor, last: bytes = b"") -> None:
+        """Send the last bytes, if any, and let the registry have the blob."""
+        await self._uploads.finish(upload, target, last)
+
+    async def cancel_upload(self, upload: Upload) -> None:
+        """Let the registry forget an upload."""
+        await self._uploads.cancel(upload)
 
     async def put_manifest(self, target: Descriptor, raw: bytes, name: str) -> None:
         """Upload a manifest or an index under a tag or its digest."""
         headers = {"Content-Type": target.media_type}
-        async with self._asked("push", "PUT", f"manifests/{name}", headers, raw):
+        async with self._asked({"push"}, "PUT", f"manifests/{name}", headers, raw):
             pass
 
     # -- inside
 
-    def _path(self, target: Descriptor) -> str:
-        pointing = is_index(target.media_type) or is_manifest(target.media_type)
-        return f"{'manifests' if pointing else 'blobs'}/{target.digest}"
+    @property
+    def _uploads(self) -> Uploads:
+        return Uploads(self.remote, self._able({"push"})[0])
+
+    def _able(self, wanted: set[str]) -> Sequence[Session]:
+        """Who may be asked, in the order of their choice: never none."""
+        able = [one for one in self._sessions if wanted <= one.host.capabilities]
+        if not able:
+            raise FailedPrecondition(
+                f"{self.remote.text}: no host is configured for {' and '.join(sorted(wanted))}:"
+                " failed precondition"
+            )
+        return able[:1] if "push" in wanted else able
 
     @asynccontextmanager
     async def _asked(
         self,
-        capability: str,
+        wanted: set[str],
         method: str,
         path: str,
         headers: Headers,
-        body: bytes | AsyncIterator[bytes] | None = None,
+        body: bytes | None = None,
+        query: Mapping[str, str] | None = None,
     ) -> AsyncGenerator["httpx2.Response"]:
-        """The first good answer of a host that has the capability, else the last refusal."""
-        hosts = [host for host in self._hosts if capability in host.capabilities]
-        if capability == "push":
-            hosts = hosts[:1]
-        refusal: Refusal = FailedPrecondition(
-            f"{self.remote.text}: no host is configured for {capability}: failed precondition"
-        )
-        for host in hosts:
-            url = path if "://" in path else f"{host.base}/{self.remote.repository}/{path}"
+        """The first good answer of a host that has the capabilities, else what all refused."""
+        refusals: dict[str, Refusal] = {}
+        able = self._able(wanted)
+        last = able[-1].host.base
+        now = trio.current_time()
+        for session in sorted(able, key=lambda one: self._avoided(one, now)):
+            host = session.host
+            # With others to ask, there is no need to wait for this one.
+            attempts_max = None if host.base == last else 1
             try:
-                response = await self._send(host, capability, method, url, headers, body)
+                response = await self._sent(
+                    session, wanted, method, path, headers, body, query or {}, attempts_max
+                )
             except Refusal as error:
-                refusal = error
+                refusals[host.base] = error
+                if isinstance(error, Unavailable | ResourceExhausted):
+                    self._avoid(host.base)
                 continue
+            response.extensions["holdfast.host"] = host.base
             try:
                 yield response
             finally:
-                with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_WITHIN_S):
-                    await response.aclose()
+                await close(response)
             return
-        raise refusal
+        raise all_of(self.remote.text, list(refusals.values()), refusals[last])
 
-    async def _send(
+    async def _sent(
         self,
-        host: Host,
-        capability: str,
+        session: Session,
+        wanted: set[str],
         method: str,
-        url: str,
+        path: str,
         headers: Headers,
-        body: bytes | AsyncIterator[bytes] | None,
+        body: bytes | None,
+        query: Mapping[str, str],
+        attempts_max: int | None,
     ) -> "httpx2.Response":
-        actions = "pull,push" if capability == "push" else "pull"
-        scope = f"repository:{self.remote.repository}:{actions}"
-        # What was shown to one server is not shown to another that it names.
-        own = urlsplit(url).netloc == host.authority
-        key = host.authority, actions
-        for first in (True, False):
-            sent = {**host.headers, **headers} if own else dict(headers)
-            authorization = self._authorizations.get(key, "")
-            if authorization and own:
-                sent["Authorization"] = authorization
-            response = await self._request(self._clients[host.base], method, url, sent, body)
-            again = first and own and (body is None or isinstance(body, bytes))
-            if response.status_code == 401 and again:
-                said = ", ".join(response.headers.get_list("WWW-Authenticate"))
-                await response.aclose()
-                # One at a time: the client answers one question after another.
-                async with self._authorizing:
-                    if self._authorizations.get(key, "") == authorization:
-                        challenge = choose(parse_challenges(said), host.authority)
-                        self._authorizations[key] = await self._authorize(host, challenge, scope)
-                continue
-            if response.status_code >= 300:
-                await self._refuse(response, method)
-            return response
-        raise AssertionError("the second answer returns or raises")
-
-    async def _request(
-        self,
-        client: "httpx2.AsyncClient",
-        method: str,
-        url: str,
-        headers: Headers,
-        body: bytes | AsyncIterator[bytes] | None,
-    ) -> "httpx2.Response":
-        import httpx2
-
+        host, push = session.host, "push" in wanted
+        parts = [f"{name}={quote(value, safe=':/')}" for name, value in query.items()]
+        if not push and host.stands_in_for(self.remote.host):
+            parts.append(f"ns={self.remote.host}")
+        url = f"{host.base}/{self.remote.repository}/{path}" + ("?" if parts else "")
+        url += "&".join(parts)
+        scopes = self._scopes
+        if push:
+            scopes = frozenset({scope_of(self.remote.repository, push=True)})
         try:
-            request = client.build_request(method, url, headers=dict(headers), content=body)
-            return await client.send(
-                request, stream=True, follow_redirects=method in ("GET", "HEAD")
-            )
-        except (httpx2.HTTPError, httpx2.InvalidURL, ssl.SSLError) as error:
+            return await session.ask(method, url, headers, scopes, body, attempts_max=attempts_max)
+        except Unknown:
+            # Some answer 405, or 400, to a HEAD of a manifest.
+            if method != "HEAD" or not path.startswith("manifests/"):
+                raise
+            return await session.ask("GET", url, headers, scopes, attempts_max=attempts_max)
+
+    def _avoided(self, session: Session, now: float) -> bool:
+        return self._avoided_until.get(session.host.base, 0.0) > now
+
+    def _avoid(self, base: str) -> None:
+        self._avoided_until[base] = trio.current_time() + AVOIDED_FOR_S
+
+    def _checked_range(self, response: "httpx2.Response", offset: int) -> int:
+        told = response.headers.get("Content-Range", "")
+        found = _CONTENT_RANGE.fullmatch(told.strip())
+        if found is None or int(found[1]) != offset:
             raise Unavailable(
-                f"{self.remote.text}: {method} {_place(url)}: {_why(error)}"
-            ) from error
-
-    async def _authorize(self, host: Host, challenge: Challenge, scope: str) -> str:
-        """The header that answers a challenge."""
-        if host.authority not in self._credentials:
-            self._credentials[host.authority] = await self._ask(host.authority)
-        given = self._credentials[host.authority]
-        if given.header:
-            return given.header
-        if challenge.scheme == "basic":
-            if not given.username:
-                raise PermissionDenied(f"{self.remote.text}: no basic auth credentials")
-            return given.basic()
-        realm = challenge.parameters.get("realm", "")
-        secure = urlsplit(realm).scheme == "https"
-        if not secure and (urlsplit(realm).scheme != "http" or host.base.startswith("https:")):
-            raise PermissionDenied(f"{host.authority}: a token server at {realm[:200]!r}")
-        service = challenge.parameters.get("service", "")
-        raw = await self._token(self._clients[host.base], realm, service, scope, given)
-        document = Document.parse(raw, "token")
-        token = document.text("token") or document.text("access_token")
-        if not token:
-            raise PermissionDenied(f"{self.remote.text}: the token server gave no token")
-        return f"Bearer {token}"
-
-    async def _token(
-        self,
-        client: "httpx2.AsyncClient",
-        realm: str,
-        service: str,
-        scope: str,
-        given: Credentials,
-    ) -> bytes:
-        import httpx2
-
-        fields = {"scope": scope, "service": service}
-        if given.secret and not given.username:
-            grant = {"grant_type": "refresh_token", "refresh_token": given.secret}
-            form = {**fields, **grant, "client_id": "holdfast"}
-            request = client.build_request("POST", realm, data=form)
-        else:
-            request = client.build_request(
-                "GET", realm, params=httpx2.URL(realm).params.merge(fields)
+                f"{self._what(response)}: asked from byte {offset}, answered {told[:80]!r}"
             )
-            if given.username:
-                request.headers["Authorization"] = given.basic()
-        try:
-            response = await client.send(request, stream=True)
-        except (httpx2.HTTPError, ssl.SSLError) as error:
-            raise Unavailable(f"token of {_place(realm)}: {_why(error)}") from error
-        try:
-            if response.status_code >= 300:
-                await self._refuse(response, "token")
-            return await _read(response, TOKEN_BYTES_MAX)
-        finally:
-            await response.aclose()
+        return offset
 
-    async def _refuse(self, response: "httpx2.Response", what: str) -> None:
-        """Close the answer and raise what it means."""
-        try:
-            said = (await _read(response, ERROR_BYTES_MAX)).decode(errors="replace").strip()
-        except Refusal:
-            said = ""
-        status = response.status_code
-        await response.aclose()
-        text = f"{self.remote.text}: {what} {_place(str(response.url))}: HTTP status {status}"
-        text = f"{text}: {said[:300]}" if said else text
-        match status:
-            case 404:
-                raise NotFound(f"{text}: not found")
-            case 401 | 403:
-                raise PermissionDenied(
-                    f"{text}: pull access denied, repository does not exist or may require"
-                    " authorization"
-                )
-            case 429:
-                raise ResourceExhausted(text)
-            case _ if status >= 500:
-                raise Unavailable(text)
-            case _:
-                raise Unknown(text)
+    def _check_type(self, media_type: str) -> None:
+        if media_type in SCHEMA_1_TYPES:
+            raise Unimplemented(
+                f"{self.remote.text}: docker schema 1 images ({media_type}) are not supported:"
+                " build or push the image anew with a current tool"
+            )
+        if not is_index(media_type) and not is_manifest(media_type):
+            raise InvalidArgument(
+                f"{self.remote.text}: unsupported media type {media_type[:200]!r} of a manifest"
+            )
+
+    def _what(self, response: "httpx2.Response") -> str:
+        return f"{self.remote.text}: {response.request.method} {place(str(response.url))}"
 
 
-def _why(error: BaseException) -> str:
-    """The first words that an error or what caused it has."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if text := str(cause).strip():
-            return text
-        cause = cause.__cause__ or cause.__context__
-    return type(error).__name__
+def _path(target: Descriptor) -> str:
+    pointing = is_index(target.media_type) or is_manifest(target.media_type)
+    return f"{'manifests' if pointing else 'blobs'}/{target.digest}"
 
 
-def _place(url: str) -> str:
-    """A URL for an error: without its query, which may hold a secret."""
-    return url.partition("?")[0][:300]
-
-
-async def _read(response: "httpx2.Response", bytes_max: int) -> bytes:
-    import httpx2
-
-    raw = bytearray()
-    try:
-        async for piece in response.aiter_bytes():
-            raw += piece
-            if len(raw) > bytes_max:
-                raise ResourceExhausted(f"{_place(str(response.url))}: more than {bytes_max} bytes")
-    except httpx2.HTTPError as error:
-        raise Unavailable(f"{_place(str(response.url))}: {_why(error)}") from error
-    return bytes(raw)
+def _media_type(response: "httpx2.Response") -> str:
+    return response.headers.get("Content-Type", "").partition(";")[0].strip()
 
 
 @asynccontextmanager
 async def open_registry(
-    remote: Remote, hosts: Sequence[Host], ask: AskCredentials, headers: Headers
+    remote: Remote,
+    hosts: Sequence[Host],
+    ask: AskCredentials,
+    headers: Headers,
+    patience: Patience = Patience(),  # noqa: B008  it is frozen
 ) -> AsyncGenerator[Registry]:
-    """A client of the registry that has an image, for the length of the block."""
-    clients: dict[str, httpx2.AsyncClient] = {}
+    """A client of the registry that has an image, for the length of the block. `headers` are sent
+    with each request to a host that is configured, and to no other server."""
+    sessions: list[Session] = []
     try:
         for host in hosts:
-            clients[host.base] = await trio.to_thread.run_sync(_client, host, headers)
-        yield Registry(remote, hosts, clients, ask)
+            transport = await trio.to_thread.run_sync(Transport, remote.text, host)
+            sessions.append(Session(remote.text, host, transport, ask, headers, patience))
+        yield Registry(remote, sessions)
     finally:
-        with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_WITHIN_S):
-            for client in clients.values():
-                await client.aclose()
-
-
-def _client(host: Host, headers: Headers) -> "httpx2.AsyncClient":
-    """Imports the package, and reads certificates: it blocks."""
-    import httpx2
-
-    return httpx2.AsyncClient(
-        verify=_trust(host),
-        timeout=httpx2.Timeout(SILENT_WITHIN_S, connect=CONNECT_WITHIN_S),
-        headers={"User-Agent": "holdfast", "Accept-Encoding": "identity", **headers},
-        # A proxy of the environment's is not asked for this machine itself.
-        trust_env=not is_loopback(host.authority),
-    )
-
-
-def _trust(host: Host) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    for path in host.authorities:
-        try:
-            context.load_verify_locations(path)
-        except (OSError, ssl.SSLError) as error:
-            raise InvalidArgument(f"certificate authority {path}: {error}") from error
-    if host.skip_verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
+        for session in sessions:
+            await session.aclose()

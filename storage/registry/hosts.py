@@ -2,26 +2,25 @@
 
     example.org:5000/team/tool:1    host example.org:5000, repository team/tool, object 1
 
-A directory of `hosts.toml` files, one folder a host, says so for each host (containerd's
-docs/hosts.md): mirrors first, the `server` last. Without one it is the host itself, by https but
-for the loopback.
+A folder has one folder a host, as containerd and Docker know them: a `hosts.toml` or certificates
+(`hostsfile.py`). Mirrors come first, the `server` last. Without one it is the host itself, by
+https but for the loopback.
 """
 
 import ipaddress
-import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
 from urllib.parse import urlsplit
 
 from ...actors.errors import InvalidArgument
 from ..digest import parse_digest
 from ..reference import normalize
 
-CAPABILITIES = frozenset({"pull", "resolve", "push"})
-FILE_BYTES_MAX = 1 << 20
+CAPABILITIES = frozenset({"pull", "resolve", "push", "referrers"})
 ALIASES: Mapping[str, str] = {"docker.io": "registry-1.docker.io"}
+DEFAULT_FOLDER = "_default"
+PORTS: Mapping[str, int] = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,12 +47,41 @@ class Host:
     capabilities: frozenset[str] = CAPABILITIES
     skip_verify: bool = False
     authorities: Sequence[Path] = ()
-    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Files of certificates that may sign the server's, beside those that the system trusts."""
+    certificates: Sequence[tuple[Path, Path | None]] = ()
+    """What we show: a certificate's file and its key's, None where both are one file."""
+    headers: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    connect_within_s: float | None = None
+    silent_within_s: float | None = None
+    """How long it may say nothing in the middle of an answer."""
+    proxy: str = field(default="", repr=False)
+    """What is asked in its place, whatever the environment says."""
 
     @property
     def authority(self) -> str:
         """The host and port that is asked."""
         return urlsplit(self.base).netloc
+
+    @property
+    def origin(self) -> tuple[str, str, int]:
+        """What secrets are shown to."""
+        return origin_of(self.base)
+
+    def stands_in_for(self, name: str) -> bool:
+        """Whether it is another server than a reference's host."""
+        return self.authority != ALIASES.get(name, name) and self.authority != name
+
+
+def origin_of(url: str) -> tuple[str, str, int]:
+    """Scheme, host and port of a URL; InvalidArgument where it has none."""
+    try:
+        split = urlsplit(url)
+        port = split.port or PORTS[split.scheme]
+    except (ValueError, KeyError) as error:
+        raise InvalidArgument(f"{url.partition('?')[0][:200]!r} is no address of http") from error
+    if not split.hostname:
+        raise InvalidArgument(f"{url.partition('?')[0][:200]!r} names no host")
+    return split.scheme, split.hostname, port
 
 
 def parse_remote(text: str) -> Remote:
@@ -67,26 +95,51 @@ def parse_remote(text: str) -> Remote:
     return Remote(text=text, host=host, repository=repository, tag=tag, digest=digest)
 
 
-def hosts_of(remote: Remote, folder: Path | None, scheme: str = "") -> Sequence[Host]:
+def hosts_of(remote: Remote, folders: Sequence[Path], scheme: str = "") -> Sequence[Host]:
     """The servers to ask, the first choice first. Reads files; blocks."""
-    if folder is not None:
-        for name in (remote.host, remote.host.replace(":", "_") + "_", "_default"):
-            path = folder / name / "hosts.toml"
-            if path.is_file():
-                return _read(path, remote, scheme)
-    return [_plain(remote, scheme)]
+    # Read where it is needed: a pull without such folders needs no reader of them.
+    from .hostsfile import read_folder
+
+    own = plain_host(remote.host, scheme)
+    for folder in folders:
+        for path in folders_of(folder, remote.host):
+            if path.is_dir():
+                return read_folder(path, own, known_scheme=bool(scheme))
+        if (folder / "hosts.toml").is_file():
+            return read_folder(folder, own, known_scheme=bool(scheme))
+    return [own]
 
 
-def _plain(remote: Remote, scheme: str) -> Host:
-    name = ALIASES.get(remote.host, remote.host)
+def folders_of(folder: Path, host: str) -> Sequence[Path]:
+    """Where the settings of a host may lie below a folder: the first that is there counts."""
+    name, colon, port = host.rpartition(":")
+    with_port = [f"{name}_{port}_"] if colon and name and port.isdigit() else []
+    return [folder / one for one in (*with_port, host, DEFAULT_FOLDER)]
+
+
+def split_folders(text: str) -> Sequence[Path]:
+    """The folders of a setting: several are separated by colons, as in PATH."""
+    if Path(text).is_dir():
+        return [Path(text)]
+    return [Path(one) for one in text.split(":") if one]
+
+
+def plain_host(name: str, scheme: str = "") -> Host:
+    """A reference's host as it is spoken to where nothing is configured."""
+    name = ALIASES.get(name, name)
     if scheme not in ("", "http", "https"):
         raise InvalidArgument(f"default scheme {scheme!r}: http or https")
     return Host(base=f"{scheme or _scheme(name)}://{name}/v2")
 
 
+def secured(host: Host) -> Host:
+    """The same, by https: what certificates are given for is not spoken to in the clear."""
+    return replace(host, base="https://" + host.base.partition("://")[2])
+
+
 def _scheme(authority: str) -> str:
     """http on the loopback, where nobody listens in; https anywhere else."""
-    return "http" if is_loopback(authority) else "https"
+    return "http" if is_loopback(authority) and not authority.endswith(":443") else "https"
 
 
 def is_loopback(authority: str) -> bool:
@@ -98,60 +151,3 @@ def is_loopback(authority: str) -> bool:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
-
-
-def _read(path: Path, remote: Remote, scheme: str) -> Sequence[Host]:
-    try:
-        with path.open("rb") as file:
-            table = tomllib.loads(file.read(FILE_BYTES_MAX).decode())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InvalidArgument(f"{path}: {error}") from error
-    entries = table.get("host", {})
-    if not isinstance(entries, dict):
-        raise InvalidArgument(f"{path}: host is no table")
-    found = [
-        _host(path, name, entry, scheme)
-        for name, entry in cast("dict[str, object]", entries).items()
-    ]
-    server = table.get("server", "")
-    own = _plain(remote, scheme)
-    if server:
-        own = _host(path, str(server), table, scheme)
-    return [*found, own]
-
-
-def _host(path: Path, name: str, entry: object, scheme: str) -> Host:
-    if not isinstance(entry, dict):
-        raise InvalidArgument(f"{path}: host {name!r} is no table")
-    table = cast("dict[str, object]", entry)
-    if "://" not in name:
-        name = f"{scheme or _scheme(name)}://{name}"
-    url = urlsplit(name)
-    if url.scheme not in ("http", "https") or not url.netloc or "@" in url.netloc:
-        raise InvalidArgument(f"{path}: {name!r} is no server")
-    base = name.rstrip("/")
-    if not table.get("override_path") and not base.endswith("/v2"):
-        base += "/v2"
-    if "client" in table:
-        raise InvalidArgument(f"{path}: client certificates are not supported yet")
-    capabilities = frozenset(_texts(table.get("capabilities", sorted(CAPABILITIES))))
-    if not capabilities <= CAPABILITIES:
-        raise InvalidArgument(f"{path}: unknown capabilities of {name!r}")
-    headers = table.get("header", {})
-    if not isinstance(headers, dict):
-        raise InvalidArgument(f"{path}: header is no table")
-    return Host(
-        base=base,
-        capabilities=capabilities,
-        skip_verify=table.get("skip_verify") is True,
-        authorities=[path.parent / one for one in _texts(table.get("ca", []))],
-        headers={
-            key: ", ".join(_texts(value))
-            for key, value in cast("dict[str, object]", headers).items()
-        },
-    )
-
-
-def _texts(value: object) -> Sequence[str]:
-    values = cast("list[object]", value) if isinstance(value, list) else [value]
-    return [str(one) for one in values]

@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,29 +28,44 @@ http:
 
 
 @dataclass(frozen=True)
+class TokenAsked:
+    """One request for a token: how, by whom, for what."""
+
+    method: str
+    known: bool
+    scopes: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Server:
     """A registry that runs: where, and the certificate it shows."""
 
     authority: str
     base: Path
     certificate: Path
+    tokens: Sequence[TokenAsked] = ()
+    """What its token server was asked for, so far."""
 
 
 @contextlib.contextmanager
-def registry(base: Path, *, auth: str = "", tls: bool = False) -> Iterator[Server]:
-    """A registry; `auth` may be basic or token."""
+def registry(
+    base: Path, *, auth: str = "", tls: bool = False, client_ca: Path | None = None
+) -> Iterator[Server]:
+    """A registry; `auth` may be basic or token. `client_ca` signed those whom it lets in."""
     base.mkdir(parents=True)
     port = _free_port()
     certificate, key = base / "cert.pem", base / "key.pem"
     if tls or auth == "token":
-        _certify(certificate, key)
-    more = f"  tls: {{certificate: {certificate}, key: {key}}}\n" if tls else ""
+        certify(certificate, key)
+    lets_in = f", clientcas: [{client_ca}]" if client_ca else ""
+    more = f"  tls: {{certificate: {certificate}, key: {key}{lets_in}}}\n" if tls else ""
+    tokens: list[TokenAsked] = []
     with contextlib.ExitStack() as stack:
         if auth == "basic":
             (base / "htpasswd").write_text(HTPASSWD)
             more += f"auth: {{htpasswd: {{realm: here, path: {base}/htpasswd}}}}\n"
         elif auth == "token":
-            realm = stack.enter_context(token_server(certificate, key))
+            realm = stack.enter_context(token_server(certificate, key, tokens))
             more += (
                 f"auth: {{token: {{realm: '{realm}', service: tests, issuer: tests,"
                 f" rootcertbundle: {certificate}}}}}\n"
@@ -62,7 +77,7 @@ def registry(base: Path, *, auth: str = "", tls: bool = False) -> Iterator[Serve
         )
         try:
             _wait_until_it_accepts(process, port, base / "log")
-            yield Server(f"localhost:{port}", base, certificate)
+            yield Server(f"localhost:{port}", base, certificate, tokens)
         finally:
             process.terminate()
             process.wait(20)
@@ -84,11 +99,12 @@ def _wait_until_it_accepts(process: subprocess.Popen[bytes], port: int, log: Pat
     raise AssertionError(f"the registry does not accept: {log.read_text()[-2000:]}")
 
 
-def _certify(certificate: Path, key: Path) -> None:
+def certify(certificate: Path, key: Path, *, name: str = "localhost", days: int = 2) -> None:
+    """A certificate that signs itself, with its key."""
     subprocess.run(
         [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", str(days)),
+            *("-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}"),
             *("-keyout", str(key), "-out", str(certificate)),
         ],
         check=True,
@@ -97,8 +113,9 @@ def _certify(certificate: Path, key: Path) -> None:
 
 
 @contextlib.contextmanager
-def token_server(certificate: Path, key: Path) -> Iterator[str]:
-    """A token server that knows one user; anybody else may pull and not push."""
+def token_server(certificate: Path, key: Path, asked: list[TokenAsked]) -> Iterator[str]:
+    """A token server that knows one user; anybody else may pull and not push. It writes down what
+    it was asked."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -108,12 +125,18 @@ def token_server(certificate: Path, key: Path) -> Iterator[str]:
         def do_POST(self) -> None:
             length = int(self.headers["Content-Length"])
             form = urllib.parse.parse_qs(self.rfile.read(length).decode())
-            self._give(form, known=form.get("refresh_token") == [SECRET])
+            by_password = form.get("username") == [USER] and form.get("password") == [SECRET]
+            self._give(form, known=by_password or form.get("refresh_token") == [SECRET])
 
         def _give(self, wanted: dict[str, list[str]], *, known: bool) -> None:
-            kind, name, actions = wanted["scope"][0].split(":")
-            allowed = actions.split(",") if known else ["pull"]
-            token = _token(certificate, key, [{"type": kind, "name": name, "actions": allowed}])
+            scopes = " ".join(wanted["scope"]).split()
+            asked.append(TokenAsked(self.command, known, scopes))
+            access: list[dict[str, object]] = []
+            for scope in scopes:
+                kind, name, actions = scope.split(":")
+                allowed = actions.split(",") if known else ["pull"]
+                access.append({"type": kind, "name": name, "actions": allowed})
+            token = _token(certificate, key, access)
             raw = json.dumps({"token": token}).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(raw)))
