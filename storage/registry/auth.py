@@ -13,7 +13,7 @@ from ...actors.errors import PermissionDenied
 
 HEADER_MAX = 16 << 10
 CHALLENGES_MAX = 16
-_SCHEME = re.compile(r"[\s,]*([A-Za-z][\w-]*)(?:[ \t]+|$)")
+_SCHEME = re.compile(r"[\s,]*([A-Za-z][\w-]*)(?:[ \t]+|(?=,)|$)")
 _PARAMETER = re.compile(r'[\s,]*([A-Za-z_][\w-]*)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
 _SHOWABLE = re.compile(r"[\x21-\x7e]+(?: [\x21-\x7e]+)*")
 

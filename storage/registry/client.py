@@ -21,6 +21,7 @@ from ...actors.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    PermissionDenied,
     Refusal,
     ResourceExhausted,
     Unavailable,
@@ -43,7 +44,7 @@ from .hosts import Host, Remote
 from .referrers import Referrers
 from .retry import Patience
 from .session import Session
-from .transport import Headers, Transport, close, read, why
+from .transport import Headers, Transport, body_of, close, read, why
 from .uploads import Upload, Uploads
 
 if TYPE_CHECKING:
@@ -118,7 +119,8 @@ class Registry:
             if response.status_code == 206:
                 begins = self._checked_range(response, offset)
             try:
-                yield begins, response.aiter_raw(PIECE_BYTES)
+                async with body_of(response, PIECE_BYTES) as pieces:
+                    yield begins, pieces
             except httpx2.HTTPError as error:
                 self._avoid(response.extensions["holdfast.host"])
                 raise Unavailable(f"{self._what(response)}: {why(error)}") from error
@@ -246,8 +248,8 @@ class Registry:
             scopes = frozenset({scope_of(self.remote.repository, push=True)})
         try:
             return await session.ask(method, url, headers, scopes, body, attempts_max=attempts_max)
-        except Unknown:
-            # Some answer 405, or 400, to a HEAD of a manifest.
+        except (Unknown, PermissionDenied):
+            # Some answer 405, or 400, to a HEAD of a manifest; and no HEAD is told why not.
             if method != "HEAD" or not path.startswith("manifests/"):
                 raise
             return await session.ask("GET", url, headers, scopes, attempts_max=attempts_max)

@@ -119,7 +119,7 @@ def folders_of(folder: Path, host: str) -> Sequence[Path]:
 
 def split_folders(text: str) -> Sequence[Path]:
     """The folders of a setting: several are separated by colons, as in PATH."""
-    if Path(text).is_dir():
+    if text and Path(text).is_dir():
         return [Path(text)]
     return [Path(one) for one in text.split(":") if one]
 

@@ -8,6 +8,7 @@ rejected before that. The client is asked for credentials once, and a second tim
 rejected. One task at a time asks; the others wait for its answer.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -40,7 +41,7 @@ REALM_MAX = 2048
 CLIENT_ID = "holdfast"
 ASKED_MAX = 2
 # What a token server means that does not say how long its token lives.
-LIFE_S, LIFE_MIN_S = 60.0, 10.0
+LIFE_S, LIFE_MIN_S = 60.0, 1.0
 # It is renewed when so much of its life has gone: a request takes time to arrive.
 RENEWED_AT = 0.9
 # So a token server answers that does not know GET, or POST, and knows the other.
@@ -78,6 +79,7 @@ class Authorizer:
         self._asked = 0
         self._refresh_token = ""
         self._held: dict[Scopes, Held] = {}
+        self._demanded: dict[Scopes, Sequence[str]] = {}
 
     async def header(self, scopes: Scopes) -> str:
         """What to show with the next request; empty as long as the host has not asked."""
@@ -106,6 +108,8 @@ class Authorizer:
             if held is not None and held.header != shown:
                 return True  # another task was faster
             self._challenge = choose(parse_challenges(demand), self._host.authority)
+            # A registry may know what it wants better than we do, by names of its own.
+            self._demanded[scopes] = self._challenge.parameters.get("scope", "").split()
             if held is not None:
                 del self._held[scopes]
                 basic = self._challenge.scheme == "basic" or bool(self._credentials.header)
@@ -162,7 +166,7 @@ class Authorizer:
                 )
             return Held(given.basic())
         realm = self._realm(challenge)
-        demanded = challenge.parameters.get("scope", "").split()
+        demanded = self._demanded.get(scopes, ())
         fields = [("service", challenge.parameters.get("service", ""))]
         fields += [("scope", scope) for scope in merged([*scopes, *demanded])]
         return await self._token(realm, fields, given)

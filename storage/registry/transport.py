@@ -7,7 +7,8 @@ The package that speaks HTTP is imported when the first transport is made.
 
 import math
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -32,6 +33,7 @@ LOCATION_MAX = 8192
 CONNECT_WITHIN_S, SILENT_WITHIN_S, CLOSE_WITHIN_S = 30.0, 60.0, 5.0
 HEAD_WITHIN_S = 300.0
 """How long an answer's head may take, however slowly it drips."""
+GATHERED_FOR_S = 1.0
 DOCUMENT_WITHIN_S, BEGINNING_WITHIN_S = 120.0, 10.0
 # A proxy of the environment's is not asked for this machine itself.
 OWN_MACHINE = ("all://localhost", "all://127.0.0.0/8", "all://[::1]")
@@ -223,6 +225,51 @@ async def close(response: "httpx2.Response") -> None:
         await response.aclose()
 
 
+@asynccontextmanager
+async def body_of(
+    response: "httpx2.Response", piece_bytes: int | None = None
+) -> AsyncGenerator[AsyncIterator[bytes]]:
+    """The body's pieces, as they come or of about a size. Leaving the block closes the answer,
+    wherever it stands."""
+    import httpx2
+
+    pieces = response.aiter_raw()
+    if piece_bytes:
+        pieces = _gathered(pieces, piece_bytes)
+    try:
+        yield pieces
+    finally:
+        await close(response)
+        # What is left in the middle would be ended by Python's own collection, and some day.
+        with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_WITHIN_S):
+            with suppress(httpx2.HTTPError, httpx2.StreamError):
+                async for _ in pieces:
+                    pass
+
+
+async def _gathered(pieces: AsyncIterator[bytes], piece_bytes: int) -> AsyncGenerator[bytes]:
+    """Fewer, larger pieces. What has arrived is not lost when the connection breaks, nor held back
+    when the rest comes slowly."""
+    import httpx2
+
+    held = bytearray()
+    since = trio.current_time()
+    try:
+        async for piece in pieces:
+            held += piece
+            now = trio.current_time()
+            if len(held) >= piece_bytes or now - since >= GATHERED_FOR_S:
+                yield bytes(held)
+                held.clear()
+                since = trio.current_time()
+    except httpx2.HTTPError:
+        if held:
+            yield bytes(held)
+        raise
+    if held:
+        yield bytes(held)
+
+
 async def read(response: "httpx2.Response", bytes_max: int, what: str) -> bytes:
     """A whole document: within bounds, in time, as it was sent."""
     import httpx2
@@ -233,10 +280,11 @@ async def read(response: "httpx2.Response", bytes_max: int, what: str) -> bytes:
     raw = bytearray()
     try:
         with trio.fail_after(DOCUMENT_WITHIN_S):
-            async for piece in response.aiter_raw():
-                raw += piece
-                if len(raw) > bytes_max:
-                    raise ResourceExhausted(f"{what}: more than {bytes_max} bytes")
+            async with body_of(response) as pieces:
+                async for piece in pieces:
+                    raw += piece
+                    if len(raw) > bytes_max:
+                        raise ResourceExhausted(f"{what}: more than {bytes_max} bytes")
     except (httpx2.HTTPError, trio.TooSlowError, ssl.SSLError) as error:
         raise Unavailable(f"{what}: {why(error)}") from error
     return bytes(raw)
@@ -249,10 +297,11 @@ async def failure_of(response: "httpx2.Response", what: str) -> Failure:
     raw = bytearray()
     with trio.move_on_after(BEGINNING_WITHIN_S):
         try:
-            async for piece in response.aiter_raw():
-                raw += piece
-                if len(raw) >= ERROR_BYTES_MAX:
-                    break
+            async with body_of(response) as pieces:
+                async for piece in pieces:
+                    raw += piece
+                    if len(raw) >= ERROR_BYTES_MAX:
+                        break
         except (httpx2.HTTPError, ssl.SSLError):
             pass  # whatever is wrong with the body of an error is no error of its own
     after = retry_after_of(response.headers.get("Retry-After", ""), datetime.now(UTC))

@@ -37,8 +37,8 @@ _REASONS: Mapping[str, tuple[str, str]] = {
         "name one as `client` in the host's hosts.toml, or as *.cert and *.key files in its folder",
     ),
     "BAD_CERTIFICATE": (
-        "does not accept our certificate",
-        "see `client` in the host's hosts.toml",
+        "misses a certificate of ours, or does not accept the one it was shown",
+        "see `client` in the host's hosts.toml, or *.cert and *.key files in its folder",
     ),
     "UNKNOWN_CA": (
         "does not know who signed our certificate",

@@ -22,10 +22,11 @@ async def opened_registry(
     ask: AskCredentials = no_credentials,
     headers: dict[str, str] | None = None,
     patience: Patience = HASTY,
+    scheme: str = "",
 ) -> AsyncGenerator[Registry]:
     """What a daemon opens for a reference."""
     remote = parse_remote(text)
-    hosts = hosts_of(remote, folders)
+    hosts = hosts_of(remote, folders, scheme)
     async with open_registry(remote, hosts, ask, headers or {}, patience) as registry:
         yield registry
 

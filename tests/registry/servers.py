@@ -99,11 +99,11 @@ def _wait_until_it_accepts(process: subprocess.Popen[bytes], port: int, log: Pat
     raise AssertionError(f"the registry does not accept: {log.read_text()[-2000:]}")
 
 
-def certify(certificate: Path, key: Path, *, name: str = "localhost", days: int = 2) -> None:
+def certify(certificate: Path, key: Path, *, name: str = "localhost") -> None:
     """A certificate that signs itself, with its key."""
     subprocess.run(
         [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", str(days)),
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
             *("-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}"),
             *("-keyout", str(key), "-out", str(certificate)),
         ],
