@@ -13,26 +13,28 @@ import re
 from typing import Final
 
 from ..actors.errors import InvalidArgument
+from .digest import fault_of_digest
 
 DEFAULT_HOST: Final = "docker.io"
 DEFAULT_PATH: Final = "library/"
 DEFAULT_TAG: Final = "latest"
 NAME_MAX: Final = 255
+"""How long a repository's name may be, and how long its host."""
+SHOWN_MAX: Final = 600
 
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _PATH = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _LABEL = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
 _HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?")
 _TAG = re.compile(r"[\w][\w.-]{0,127}", re.ASCII)
-_DIGEST = re.compile(r"[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,}")
 _HEX = re.compile(r"[0-9a-f]{64}")
 
 
 def normalize(text: str) -> str:
     """The full name of what a person wrote; InvalidArgument when it is no reference."""
     rest, at, digest = text.partition("@")
-    if at and not _DIGEST.fullmatch(digest):
-        raise _invalid(text, "the digest is malformed")
+    if at and fault_of_digest(digest):
+        raise _invalid(text, f"the digest is malformed: {fault_of_digest(digest)}")
     if not at and _HEX.fullmatch(rest):
         raise _invalid(text, "64 hexadecimal digits are an id, not a name")
     host, path = _split_host(rest)
@@ -44,10 +46,10 @@ def normalize(text: str) -> str:
     if not _PATH.fullmatch(path):
         upper = path != path.lower()
         raise _invalid(text, "a name is lower case" if upper else "the name is malformed")
-    if len(host) + 1 + len(path) > NAME_MAX:
-        raise _invalid(text, f"the name is longer than {NAME_MAX} characters")
     if host == DEFAULT_HOST and "/" not in path:
         path = DEFAULT_PATH + path
+    if len(path) > NAME_MAX or len(host) > NAME_MAX:
+        raise _invalid(text, f"the name is longer than {NAME_MAX} characters")
     name = f"{host}/{path}"
     if colon:
         name += f":{tag}"
@@ -65,4 +67,4 @@ def _split_host(text: str) -> tuple[str, str]:
 
 
 def _invalid(text: str, reason: str) -> InvalidArgument:
-    return InvalidArgument(f"invalid reference {text!r}: {reason}")
+    return InvalidArgument(f"invalid reference {text[:SHOWN_MAX]!r}: {reason}")

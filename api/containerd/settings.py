@@ -28,6 +28,7 @@ from .migration import (
 )
 
 GC: Final = "io.containerd.gc.v1.scheduler"
+TRANSFER: Final = "io.containerd.transfer.v1.local"
 OPT: Final = "io.containerd.internal.v1.opt"
 RUNC: Final = "io.containerd.runc.v2"
 SNAPSHOTTERS: Final = ("overlayfs", "native")
@@ -100,6 +101,8 @@ HEEDED: Sequence[Heeded] = (
     Heeded(("plugins", GC, "schedule_delay"), "gc_schedule_delay_s", seconds),
     Heeded(("plugins", GC, "startup_delay"), "gc_startup_delay_s", seconds),
     Heeded(("plugins", OPT, "path"), "opt", place),
+    Heeded(("plugins", CRI_IMAGES, "registry", "config_path"), "registry_hosts"),
+    Heeded(("plugins", TRANSFER, "config_path"), "registry_hosts"),
     Heeded(("timeouts", "io.containerd.timeout.shim.load"), "attach_within_s", seconds),
 )
 
@@ -177,7 +180,7 @@ def default_document() -> Table:
                 "schedule_delay": f"{round(ours.gc_schedule_delay_s * 1000)}ms",
                 "startup_delay": f"{round(ours.gc_startup_delay_s * 1000)}ms",
             },
-            CRI_IMAGES: {"snapshotter": ours.snapshotter},
+            CRI_IMAGES: {"snapshotter": ours.snapshotter, "registry": {"config_path": ""}},
             CRI_RUNTIME: {
                 "containerd": {
                     "default_runtime_name": "runc",
@@ -185,6 +188,7 @@ def default_document() -> Table:
                 }
             },
             OPT: {"path": "/opt/containerd"},
+            TRANSFER: {"config_path": ""},
             GRPC: {"address": "/run/containerd/containerd.sock", "uid": 0, "gid": 0},
             TTRPC: {"address": ""},
             DEBUG: {"address": ""},

@@ -21,12 +21,10 @@ from ...actors.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
-    PermissionDenied,
     Refusal,
     ResourceExhausted,
     Unavailable,
     Unimplemented,
-    Unknown,
 )
 from ..descriptor import (
     DOCKER_INDEX,
@@ -246,13 +244,15 @@ class Registry:
         scopes = self._scopes
         if push:
             scopes = frozenset({scope_of(self.remote.repository, push=True)})
-        try:
-            return await session.ask(method, url, headers, scopes, body, attempts_max=attempts_max)
-        except (Unknown, PermissionDenied):
-            # Some answer 405, or 400, to a HEAD of a manifest; and no HEAD is told why not.
-            if method != "HEAD" or not path.startswith("manifests/"):
-                raise
-            return await session.ask("GET", url, headers, scopes, attempts_max=attempts_max)
+        return await session.ask(
+            method,
+            url,
+            headers,
+            scopes,
+            body,
+            attempts_max=attempts_max,
+            get_instead=path.startswith("manifests/"),
+        )
 
     def _avoided(self, session: Session, now: float) -> bool:
         return self._avoided_until.get(session.host.base, 0.0) > now

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # None yet, then a token that had expired, then credentials that were not enough.
 DEMANDS_MAX = 3
+WORDLESS = frozenset({400, 403, 405})
 
 
 class Session:
@@ -52,10 +53,13 @@ class Session:
         body: bytes | AsyncIterator[bytes] | None = None,
         *,
         attempts_max: int | None = None,
+        get_instead: bool = False,
     ) -> "httpx2.Response":
-        """A good answer, to be closed by the caller; else a refusal."""
+        """A good answer, to be closed by the caller; else a refusal. `get_instead`: a HEAD that is
+        refused is asked as a GET: not every registry knows it, and none says why in its answer."""
         began, attempts, demands = trio.current_time(), 0, 0
         own = origin_of(url) == self.host.origin
+        again = isinstance(body, bytes | None)
         while True:
             shown = ""
             try:
@@ -73,15 +77,20 @@ class Session:
                 if response.status_code < 300:
                     return response
                 failure = await self._failure(request, response)
-                if failure.status == 401 and own and demands < DEMANDS_MAX and request.repeatable:
+                # What a stranger demands, to whom the host has led us, is not answered.
+                own_words = own and origin_of(str(response.url)) == self.host.origin
+                if failure.status == 401 and own_words and demands < DEMANDS_MAX and again:
                     demands += 1
                     demand = ", ".join(response.headers.get_list("WWW-Authenticate"))
                     if demand and await self._authorizer.answer(demand, scopes, shown):
                         continue
+                if get_instead and method == "HEAD" and failure.status in WORDLESS:
+                    method = "GET"
+                    continue
             except Unanswered as error:
                 failure = error.failure
             attempts += 1
-            if attempts == attempts_max or not isinstance(body, bytes | None):
+            if attempts == attempts_max or not again:
                 raise failure.refusal
             pause = pause_before_next(
                 self._patience, failure, attempts, trio.current_time() - began

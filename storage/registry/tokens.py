@@ -133,10 +133,11 @@ class Authorizer:
         given = await self._ask(self._host.authority)
         if given.header and not showable(given.header):
             raise InvalidArgument(f"{self._host.authority}: the header given is none of HTTP's")
-        if given != self._credentials:
+        # One that has nothing to say the second time has not taken back the first.
+        if not given.empty and given != self._credentials:
+            self._credentials = given
             self._refresh_token = ""
             self._held.clear()
-        self._credentials = given
 
     async def _obtain(self, challenge: Challenge, scopes: Scopes) -> Held:
         if not self._asked:

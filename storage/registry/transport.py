@@ -33,6 +33,8 @@ LOCATION_MAX = 8192
 CONNECT_WITHIN_S, SILENT_WITHIN_S, CLOSE_WITHIN_S = 30.0, 60.0, 5.0
 HEAD_WITHIN_S = 300.0
 """How long an answer's head may take, however slowly it drips."""
+SLOW_BYTES_PER_S = 10_000
+"""A body that is sent may be so slow."""
 GATHERED_FOR_S = 1.0
 DOCUMENT_WITHIN_S, BEGINNING_WITHIN_S = 120.0, 10.0
 # A proxy of the environment's is not asked for this machine itself.
@@ -52,11 +54,6 @@ class Request:
     body: bytes | AsyncIterator[bytes] | None = field(default=None, repr=False)
     private_body: bool = False
     """Whether the body, too, is for the URL's own origin alone."""
-
-    @property
-    def repeatable(self) -> bool:
-        """Whether it can be sent a second time."""
-        return self.body is None or isinstance(self.body, bytes)
 
 
 class Unanswered(Exception):
@@ -124,14 +121,16 @@ class Transport:
         import httpx2
 
         client = await self._client_for(url)
-        # A body that is streamed takes as long as it is long.
-        streamed = not isinstance(body, bytes | None)
+        # A body that is streamed takes as long as it is long, and each write has a deadline.
+        within_s = math.inf
+        if isinstance(body, bytes | None):
+            within_s = HEAD_WITHIN_S + len(body or b"") / SLOW_BYTES_PER_S
         try:
             request = client.build_request(method, url, headers=dict(headers), content=body)
             if method not in ("GET", "HEAD"):
                 # A registry may verify a large blob before it says the first word.
                 request.extensions["timeout"]["read"] = HEAD_WITHIN_S
-            with trio.fail_after(math.inf if streamed else HEAD_WITHIN_S):
+            with trio.fail_after(within_s):
                 return await client.send(request, stream=True, follow_redirects=False)
         except (httpx2.HTTPError, httpx2.InvalidURL, ssl.SSLError, trio.TooSlowError) as error:
             why, passing = _why(error, origin_of(url)[1])
@@ -157,7 +156,7 @@ def _may_follow(request: Request, status: int) -> bool:
     # What writes goes on only where the server says that it is the same request elsewhere.
     if request.method in ("GET", "HEAD"):
         return True
-    return status in (307, 308) and request.repeatable
+    return status in (307, 308) and isinstance(request.body, bytes | None)
 
 
 def _client(host: Host, *, own: bool) -> "httpx2.AsyncClient":

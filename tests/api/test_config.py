@@ -33,6 +33,7 @@ def test_the_file_changes_defaults_and_the_command_line_changes_both(tmp_path: P
         ("workers = 0", "workers must be at least 1"),
         ("log_level = 'loud'", "log_level is one of"),
         ("root = ", "Invalid value"),
+        ("registry_hosts = '/a:b'", "registry_hosts must be absolute paths, not 'b'"),
         ("content_sharing = 'most'", "content_sharing is one of shared, isolated"),
         ("gc_pause_threshold = 0.6", "gc_pause_threshold must be between 0 and 0.5"),
         ("gc_pause_threshold = nan", "gc_pause_threshold must be between"),

@@ -331,3 +331,19 @@ def test_what_is_written_reads_the_same(table: dict[str, Any]) -> None:
 
 def test_numbers_that_are_none_are_written_too() -> None:
     assert math.isnan(tomllib.loads(dumps({"a": math.nan}))["a"])
+
+
+def test_folders_of_registries_are_those_of_pulls(tmp_path: Path) -> None:
+    version2 = f'version = 2\n[plugins."{CRI}".registry]\nconfig_path = "/a:/b"\n'
+    config, remarks = from_text(tmp_path, version2)
+    assert (config.registry_hosts, remarks) == ("/a:/b", [])
+    both = f"""
+        version = 3
+        [plugins."{IMAGES}".registry]
+        config_path = "/a"
+        [plugins."io.containerd.transfer.v1.local"]
+        config_path = "/b"
+    """
+    assert from_text(tmp_path, both)[0].registry_hosts == "/b"
+    with pytest.raises(InvalidArgument, match="absolute"):
+        from_text(tmp_path, version2.replace("/a:/b", "a"))

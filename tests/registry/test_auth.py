@@ -144,6 +144,17 @@ async def test_rejected_credentials_are_asked_for_once_more() -> None:
             assert len(wrong.asked) == 2
 
 
+async def test_who_has_nothing_to_say_the_second_time_is_told_of_the_first() -> None:
+    house, once = House(), Giver(GUESS, Credentials())
+    house.refused = lambda _: told(401, "UNAUTHORIZED", "incorrect password")
+    with loopback(house.answer) as server:
+        house.stands(server)
+        async with opened_registry(f"{server.authority}/tool:1", ask=once) as client:
+            with pytest.raises(PermissionDenied, match="incorrect password"):
+                await client.resolve()
+    assert len(house.tokens) == 1
+
+
 async def test_a_password_that_was_rejected_is_asked_for_once_more() -> None:
     def answer(seen: Seen) -> Answer:
         if seen.headers.get("authorization") == ALICE.basic():
@@ -170,7 +181,7 @@ async def test_a_token_that_is_never_good_enough_ends_in_a_refusal() -> None:
         house.stands(server)
         async with opened_registry(f"{server.authority}/tool:1", ask=giver) as client:
             with pytest.raises(PermissionDenied, match="authentication required"):
-                await client.resolve()
+                await fetched(client, blob(b"x"))
     assert len(giver.asked) == 2
     assert len(house.tokens) < 5
 

@@ -60,6 +60,22 @@ async def test_a_redirect_elsewhere_carries_nothing_private(tmp_path: Path) -> N
         assert seen.query == {"sig": ["1"]}
 
 
+async def test_what_a_stranger_demands_is_not_answered() -> None:
+    """A redirect leads to who asks for a token of its own token server."""
+
+    def demand(seen: Seen) -> Answer:
+        realm = f'Bearer realm="http://{seen.headers["host"]}/token"'
+        return told(401, "UNAUTHORIZED", "show me", WWW_Authenticate=realm)
+
+    with loopback(demand) as other:
+        there = Answer(307, headers={"Location": f"{other.url}/data"})
+        with loopback(lambda seen: demanding(seen, there)) as server:
+            async with opened_registry(f"{server.authority}/tool:1", ask=Giver(ALICE)) as client:
+                with pytest.raises(PermissionDenied, match=f"{other.authority}/data.*show me"):
+                    await fetched(client, blob(RAW))
+        assert [one.path for one in other.seen] == ["/data"]
+
+
 async def test_what_was_dropped_on_the_way_is_not_shown_when_the_way_leads_back() -> None:
     with loopback(lambda seen: Answer(302, headers={"Location": f"{home[0]}/back"})) as other:
         home: list[str] = []
@@ -101,7 +117,7 @@ async def test_redirects_have_an_end() -> None:
         "file:///etc/passwd",
         "ftp://localhost/x",
         "http://[::1",
-        "http://",
+        "http://:80",
         "gopher:x",
         "http://" + "a" * 9000,
     ],

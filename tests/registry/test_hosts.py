@@ -3,9 +3,12 @@
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +17,10 @@ from clients import blob, fetched, opened_registry, pieces_of
 from loopback import Answer, in_turn, loopback, manifest
 from servers import Server, certify, registry
 
-from holdfast.actors.errors import InvalidArgument, Unavailable, Unknown
+from holdfast.actors.errors import InvalidArgument, Refusal, Unavailable, Unknown
+from holdfast.api.host import embedded, open_host
+from holdfast.runtime.vault import teardown
+from holdfast.storage.registry.auth import no_credentials
 from holdfast.storage.registry.hosts import (
     CAPABILITIES,
     Host,
@@ -26,6 +32,7 @@ from holdfast.storage.registry.hosts import (
     split_folders,
 )
 from holdfast.storage.registry.hostsfile import read_folder
+from holdfast.storage.transfer import ImageStore, Progress, RegistryPlace
 
 REMOTE = parse_remote("team.example:5000/tool:1")
 OWN = plain_host("team.example:5000")
@@ -244,6 +251,33 @@ def test_folders_are_separated_by_colons(tmp_path: Path) -> None:
     odd = tmp_path / "with:colon"
     odd.mkdir()
     assert split_folders(str(odd)) == [odd]
+
+
+async def test_a_daemon_asks_the_hosts_of_its_setting_where_a_request_names_none(
+    tmp_path: Path,
+) -> None:
+    place = RegistryPlace(reference="team.example:5000/tool:1")
+    with loopback(in_turn(manifest())) as server, loopback(in_turn(manifest())) as other:
+        wrote(tmp_path / "two/team.example:5000", f'server = "{server.url}"')
+        wrote(tmp_path / "three/_default", f'server = "{other.url}"')
+        setting = f"{tmp_path}/one:{tmp_path}/two:{tmp_path}/three"
+        config = embedded(tmp_path / "root", tmp_path / "state", {"registry_hosts": setting})
+        async with open_host(config) as host:
+
+            async def pull(place: RegistryPlace) -> None:
+                async def report(_: Progress) -> None:
+                    await trio.lowlevel.checkpoint()
+
+                store = ImageStore(name="tool:1")
+                with suppress(Refusal):  # it has no config
+                    await host.transfers.pull("default", place, store, no_credentials, report)
+
+            await pull(place)
+            assert server.seen
+            assert not other.seen
+            await pull(replace(place, hosts=tmp_path / "three"))
+            assert other.seen
+    teardown(str(tmp_path / "state"))
 
 
 # -- TLS
