@@ -13,12 +13,15 @@ What is written beside the snapshots are labels: `containerd.io/uncompressed` on
 `containerd.io/gc.ref.snapshot.<snapshotter>` on the config, and the references of index and
 manifest; so that what one image needs is kept for as long as the image.
 
+Layers may still be on their way while the ones below them are unpacked: each is waited for just
+before it is read.
+
 Two who unpack the same image at once do the same work beside each other; whoever commits second
 finds the snapshot and drops his own.
 """
 
 import os
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,6 +52,10 @@ GC_SNAPSHOT = "containerd.io/gc.ref.snapshot."
 
 INDEX_DEPTH_MAX = 4
 CLEAN_WITHIN_S = 30.0
+
+
+Arrived = Callable[[Descriptor], Awaitable[None]]
+"""Returns once a layer's blob is in the content store; raises when it will not come."""
 
 
 class Apply(Protocol):
@@ -140,8 +147,14 @@ async def unpack(
     platform: Platform,
     *,
     lease: str = "",
+    arrived: Arrived | None = None,
 ) -> Resolved:
-    """Unpack an image for a platform; its top snapshot is the result's `chain_id`."""
+    """Unpack an image for a platform; its top snapshot is the result's `chain_id`.
+
+    Its manifest and config are there. A layer need not be: `arrived` is awaited before its blob
+    is read, and for no layer whose snapshot is there already. What it raises ends the unpacking
+    and leaves the layers below as they are.
+    """
     image = await resolve(content, namespace, target, platform)
     # Afterwards: what another process had is here by now.
     await label_children(content, namespace, target)
@@ -154,7 +167,16 @@ async def unpack(
     ):
         if not _exists(snapshotter, namespace, chain_id):
             await _unpack_layer(
-                content, snapshotter, apply, namespace, layer, diff_id, parent, chain_id, lease
+                content,
+                snapshotter,
+                apply,
+                namespace,
+                layer,
+                diff_id,
+                parent,
+                chain_id,
+                lease,
+                arrived,
             )
         parent = chain_id
     if parent:
@@ -187,6 +209,7 @@ async def _unpack_layer(
     parent: str,
     chain_id: Digest,
     lease: str,
+    arrived: Arrived | None,
 ) -> None:
     labels = {SNAPSHOT_REF: str(chain_id)}
     key = f"extract-{os.urandom(6).hex()} {chain_id}"
@@ -199,6 +222,9 @@ async def _unpack_layer(
         raise
     committed = False
     try:
+        if arrived is not None:
+            # Only now: a snapshotter that had the layer itself has no need of the blob.
+            await arrived(layer)
         applied = await apply(namespace, layer, mounts)
         if applied.digest != diff_id:
             raise FailedPrecondition(

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 import trio
 
-from holdfast.actors.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from holdfast.actors.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+)
 from holdfast.actors.system import System
 from holdfast.storage.collector import Collector
 from holdfast.storage.content import ContentStore
@@ -21,8 +27,9 @@ from holdfast.storage.mounts import Mount
 from holdfast.storage.native import Native
 from holdfast.storage.platform import Platform
 from holdfast.storage.snapshots import SnapshotKeeper, Snapshots
+from holdfast.storage.snapshotter import Kind
 from holdfast.storage.store import Store
-from holdfast.storage.unpack import resolve, unpack
+from holdfast.storage.unpack import Resolved, resolve, unpack
 from holdfast.storage.workers import Workers
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -96,6 +103,44 @@ async def test_two_who_unpack_at_once_share_the_result(tmp_path: Path) -> None:
         async with trio.open_nursery() as nursery:
             for _ in range(2):
                 nursery.start_soon(house.keeper.unpack, "ns", image, house.snapshots)
+        assert len(house.snapshots.walk("ns")) == 2
+
+
+async def test_a_layer_is_waited_for_just_before_it_is_read(tmp_path: Path) -> None:
+    async with opened(tmp_path) as house:
+        image = await house.take_in(docker_archive())
+        resolved = await resolve(house.content, "ns", image.target, AMD64)
+        kept = {
+            layer.digest: await house.content.read_all("ns", layer.digest)
+            for layer in resolved.manifest.layers
+        }
+        lower, upper = resolved.manifest.layers
+        for layer in (lower, upper):
+            await house.content.delete("ns", layer.digest)
+        asked: list[str] = []
+
+        async def arrived(layer: Descriptor) -> None:
+            asked.append(layer.digest)
+            committed = [s for s in house.snapshots.walk("ns") if s.kind is Kind.COMMITTED]
+            # What is below is done, however late this one comes.
+            assert len(committed) == (0 if layer == lower else 1)
+            if asked == [lower.digest, upper.digest]:
+                raise Unavailable("the registry is gone")
+            await house.content.write_blob("ns", layer.digest, kept[layer.digest])
+
+        async def again() -> Resolved:
+            apply = house.differs.apply
+            return await unpack(
+                house.content, house.snapshots, apply, "ns", image.target, AMD64, arrived=arrived
+            )
+
+        with pytest.raises(Unavailable, match="the registry is gone"):
+            await again()
+        (left,) = house.snapshots.walk("ns")
+        assert left.kind is Kind.COMMITTED
+        assert (await again()).chain_id == resolved.chain_id
+        assert (await again()).chain_id == resolved.chain_id
+        assert asked == [lower.digest, upper.digest, upper.digest]
         assert len(house.snapshots.walk("ns")) == 2
 
 
