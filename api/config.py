@@ -25,7 +25,17 @@ NOT_NEGATIVE: Final = (
     "gc_mutation_threshold",
     "gc_schedule_delay_s",
     "gc_startup_delay_s",
+    "pull_bytes_per_s",
+    "pull_namespace_bytes_per_s",
 )
+AT_LEAST_ONE: Final = (
+    "workers",
+    "events_kept",
+    "tasks_per_shim",
+    "pull_blobs_at_once",
+    "pull_ranges_at_once",
+)
+RANGE_BYTES_MIN: Final = 64 << 10
 GC_SHARE_MAX: Final = 0.5
 SHARING: Final = ("shared", "isolated")
 # How long one call may take, where nothing is said, of each type of proxy plugin.
@@ -94,6 +104,18 @@ class Config:
     content_sharing: str = "shared"
     """Whether a namespace has a blob of another for the asking, or only of one that is labelled
     `containerd.io/namespace.shareable=true` (`isolated`)."""
+    pull_blobs_at_once: int = 3
+    """How many blobs of an image come from a registry at a time."""
+    pull_ranges_at_once: int = 3
+    """Through how many connections a large blob comes, where the server gives ranges."""
+    pull_range_bytes: int = 16 << 20
+    """How large such a range is; a blob below twice as much comes through one connection."""
+    pull_stall_s: float = 30.0
+    """A connection that brings nothing for so long is dropped, and the rest asked for again."""
+    pull_bytes_per_s: int = 0
+    """What one pull may bring, in bytes a second; 0: as much as comes."""
+    pull_namespace_bytes_per_s: int = 0
+    """The same for all pulls of a namespace together."""
     gc_pause_threshold: float = 0.02
     """Collecting garbage may take this share of the time, at most a half."""
     gc_deletion_threshold: int = 0
@@ -153,7 +175,7 @@ def _checked(settings: Mapping[str, object], source: str) -> dict[str, Any]:
             checked[key] = _as(type(known[key]), key, value, source)
     if checked.get("log_level", "info") not in LOG_LEVELS:
         raise InvalidArgument(f"{source}: log_level is one of {', '.join(LOG_LEVELS)}")
-    for key in ("workers", "events_kept", "tasks_per_shim"):
+    for key in AT_LEAST_ONE:
         if checked.get(key, 1) < 1:
             raise InvalidArgument(f"{source}: {key} must be at least 1")
     for folder in filter(None, checked.get("registry_hosts", "").split(":")):
@@ -168,9 +190,11 @@ def _checked(settings: Mapping[str, object], source: str) -> dict[str, Any]:
     for key in NOT_NEGATIVE:
         if not 0 <= checked.get(key, 0) < math.inf:
             raise InvalidArgument(f"{source}: {key} must not be negative, nor endless")
-    for key in ("attach_within_s", "shutdown_within_s"):
+    for key in ("attach_within_s", "shutdown_within_s", "pull_stall_s"):
         if checked.get(key, 1.0) <= 0:
             raise InvalidArgument(f"{source}: {key} must be more than 0")
+    if checked.get("pull_range_bytes", RANGE_BYTES_MIN) < RANGE_BYTES_MIN:
+        raise InvalidArgument(f"{source}: pull_range_bytes must be at least {RANGE_BYTES_MIN}")
     if not -1000 <= checked.get("oom_score", 0) <= 1000:
         raise InvalidArgument(f"{source}: oom_score must be between -1000 and 1000")
     return checked

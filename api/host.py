@@ -25,7 +25,7 @@ import trio
 
 from ..actors.actor import Actor
 from ..actors.errors import NotFound, Refusal
-from ..actors.exits import KILL
+from ..actors.exits import KILL, ActorExited
 from ..actors.reference import Ref
 from ..actors.system import System
 from ..runtime.asking import StartChild
@@ -56,6 +56,7 @@ from ..storage.images import Images
 from ..storage.ingest import IngestActor
 from ..storage.leases import Leases
 from ..storage.namespaces import Namespaces
+from ..storage.registry.limits import PullLimits
 from ..storage.sandboxes import SandboxStore
 from ..storage.snapshotfaults import SnapshotFaults
 from ..storage.snapshotter import Mount, Snapshotter, find_snapshotter
@@ -66,7 +67,7 @@ from ..supervision.report import CrashLog, crash_log
 from ..supervision.spec import ChildSpec, Restart, Tree
 from ..supervision.supervisor import Supervisor, open_tree
 from ..supervision.tree import Node, look
-from ..supervision.verbs import start_child
+from ..supervision.verbs import start_child, terminate_child
 from . import logfiles
 from .config import MOUNTS_NAME, Config, load
 from .containerd.publish import publish_binary
@@ -76,7 +77,7 @@ from .log import set_up_logging
 from .newtask import NewTasks
 from .rootlock import root_lock
 from .snapshotters import AnySnapshots, open_snapshotters
-from .tree import EXECS, INGESTS, TASKS, WORKERS, host_tree
+from .tree import EXECS, FETCHES, INGESTS, TASKS, WORKERS, host_tree
 from .treetext import node_to, tree_lines
 from .watch import watched_loop
 
@@ -156,6 +157,7 @@ class Host:
     def transfers(self) -> "Transfers":
         """The moves of images."""
         # Imported when the first is asked for: the daemon should be up at once.
+        from ..storage.registry.fetch import FetchActor
         from ..storage.transfer import Transfers
 
         return Transfers(
@@ -165,6 +167,8 @@ class Host:
             self.differs,
             self.snapshotter,
             self.config.registry_hosts,
+            limits=limits_of(self.config),
+            spawn_fetch=partial(_spawn, self.system, FETCHES, FetchActor),
         )
 
     @property
@@ -549,12 +553,30 @@ def pace_of(config: Config) -> Pace:
     )
 
 
+def limits_of(config: Config) -> PullLimits:
+    """What the pulls of this host may take."""
+    return PullLimits(
+        blobs_at_once=config.pull_blobs_at_once,
+        ranges_at_once=config.pull_ranges_at_once,
+        range_bytes=config.pull_range_bytes,
+        stall_s=config.pull_stall_s,
+        bytes_per_s=config.pull_bytes_per_s,
+        namespace_bytes_per_s=config.pull_namespace_bytes_per_s,
+    )
+
+
 async def _spawn(system: System, supervisor: str, kind: type[Actor], *args: Any) -> Ref[Any]:
     """Start an actor under one of the tree's dynamic supervisors; alone before the tree stands."""
     if system.whereis(supervisor) is None:
         return await kind.spawn(*args)
     spec = ChildSpec(uuid.uuid4().hex[:12], kind, Restart.TEMPORARY, args=args)
-    return await start_child(system.at(supervisor), spec)
+    try:
+        return await start_child(system.at(supervisor), spec)
+    except trio.Cancelled:
+        # Nobody would know of it, and it would hold what it has for ever.
+        with trio.CancelScope(shield=True), suppress(NotFound, ActorExited):
+            await terminate_child(system.at(supervisor), spec.id)
+        raise
 
 
 async def _accounts(workers: Workers, mounts: Sequence[Mount]) -> Accounts:

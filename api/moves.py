@@ -46,6 +46,7 @@ class Move:
         self._streams = streams
         self._namespace = context.namespace()
         self._lease = context.lease() or ""
+        self._bytes_per_s = context.pull_rate()
         self._report = report
 
     async def run(self, source: AnyMessage, destination: AnyMessage) -> None:
@@ -98,6 +99,7 @@ class Move:
             headers=dict(resolver.headers),
             hosts=Path(resolver.host_dir) if resolver.host_dir else None,
             scheme=resolver.default_scheme,
+            bytes_per_s=self._bytes_per_s,
         )
         if not resolver.auth_stream:
             yield place, no_credentials

@@ -19,7 +19,7 @@ from ..supervision.spec import Backoff, ChildSpec, Intensity, Strategy, Tree
 from .snapshotters import AnySnapshots
 
 ROOT = "holdfast"
-WORKERS, INGESTS, TASKS, EXECS = "workers", "ingests", "tasks", "execs"
+WORKERS, INGESTS, FETCHES, TASKS, EXECS = "workers", "ingests", "fetches", "tasks", "execs"
 OFTEN = Intensity(restarts=50, within_s=10.0)
 BACKOFF = Backoff(first_s=0.05, cap_s=5.0)
 
@@ -46,6 +46,8 @@ def host_tree(
         dynamic(WORKERS, OFTEN, name=WORKERS),
         # One actor per open ingest. One's fall is its own.
         dynamic(INGESTS, OFTEN, name=INGESTS),
+        # One per blob that comes from a registry, into an ingest. Its pulls start it anew.
+        dynamic(FETCHES, OFTEN, name=FETCHES),
         # A keeper per snapshotter, with an actor below it for each snapshot that is worked on.
         Tree(
             "snapshotters",

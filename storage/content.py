@@ -72,6 +72,7 @@ from .labels import (
 )
 from .leases import lease_resource, release_resource
 from .refholds import RefHolds
+from .refusal import refusal_of
 from .store import Record, Store, Transaction
 from .sweep import Garbage
 
@@ -228,7 +229,7 @@ class ContentStore:
                     # Held while it goes, so that nobody opens it meanwhile.
                     hold = self._holds.take(*key)
                     try:
-                        await trio.to_thread.run_sync(remove_directory, self._ingest_path(*key))
+                        await trio.to_thread.run_sync(remove_directory, self.ingest_path(*key))
                     finally:
                         self._holds.release(*key, hold)
             case _:
@@ -357,7 +358,7 @@ class ContentStore:
             )
             totals_differ = before is not None and total and before["total"] not in (0, total)
             order = Order(
-                directory=self._ingest_path(namespace, ref),
+                directory=self.ingest_path(namespace, ref),
                 ref=f"{namespace}/{ref}",
                 expected=digest,
                 shared=shared,
@@ -371,6 +372,8 @@ class ContentStore:
             release()
             if isinstance(failed.reason.exception, Refusal):
                 raise failed.reason.exception from failed
+            if isinstance(failed.reason.exception, OSError):
+                raise refusal_of(failed.reason.exception, f"ref {ref}") from failed
             raise
         except BaseException:
             release()
@@ -418,7 +421,7 @@ class ContentStore:
             return  # opened anew meanwhile: it is that one's now
         try:
             if self.store.get("ingest", namespace, ref) is None:
-                await trio.to_thread.run_sync(remove_directory, self._ingest_path(namespace, ref))
+                await trio.to_thread.run_sync(remove_directory, self.ingest_path(namespace, ref))
         finally:
             self._holds.release(namespace, ref, hold)
 
@@ -468,6 +471,13 @@ class ContentStore:
         # A record whose file is lost does not count: the blob may be written anew.
         recorded = self.store.get("content", namespace, digest) is not None
         return recorded and self.blob_path(digest).exists()
+
+    def shares(self, namespace: str) -> bool:
+        """Whether other namespaces have its blobs for the asking."""
+        if not self._isolated:
+            return True
+        record = self.store.get("namespace", "", namespace)
+        return record is not None and record["labels"].get(SHAREABLE_LABEL) == "true"
 
     def _referenced(self, digest: Digest, *, shareable: bool = False) -> Record | None:
         """The record of a namespace that has the blob, if need be of one that shares."""
@@ -533,7 +543,7 @@ class ContentStore:
             await trio.to_thread.run_sync(remove_file, self.blob_path(digest))
 
     async def _status(self, namespace: str, ref: str, record: Record) -> IngestStatus:
-        path = self._ingest_path(namespace, ref) / "data"
+        path = self.ingest_path(namespace, ref) / "data"
 
         def look() -> tuple[int, int]:
             try:
@@ -552,7 +562,8 @@ class ContentStore:
             updated_at=updated_at,
         )
 
-    def _ingest_path(self, namespace: str, ref: str) -> Path:
+    def ingest_path(self, namespace: str, ref: str) -> Path:
+        """An ingest's directory, which goes with it; whoever has it open may keep more there."""
         return self._root / "ingest" / _ingest_name(namespace, ref)
 
     @asynccontextmanager

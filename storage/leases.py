@@ -91,17 +91,30 @@ class Leases:
     async def held(self, namespace: str) -> AsyncGenerator[str]:
         """A lease for the length of a job; its id. Should the job fall with its daemon, the next
         one gives it up; should there be none, it expires after a day."""
-        expires = datetime.now(UTC) + timedelta(hours=JOB_HOURS_MAX)
-        labels = {EXPIRE_LABEL: expires.strftime("%Y-%m-%dT%H:%M:%SZ"), JOB_LABEL: "held"}
-        lease = await self.create(namespace, labels=labels)
+        labels = {EXPIRE_LABEL: _in_a_day(), JOB_LABEL: "held"}
+        lease_id = _random_id()
         try:
-            yield lease.id
+            # Within the block: one that is cancelled here may be written all the same.
+            await self.create(namespace, lease_id, labels)
+            yield lease_id
         finally:
             with trio.CancelScope(shield=True):
                 try:
-                    await self.delete(namespace, lease.id)
+                    await self.delete(namespace, lease_id)
                 except NotFound:
                     pass  # somebody deleted it meanwhile
+
+    async def keep_for_a_day(self, namespace: str, lease_id: str, labels: Labels) -> None:
+        """Make the lease, or let it count for a day from now on, with all that it holds."""
+        check_namespace(namespace)
+
+        def work(tx: Transaction) -> None:
+            before = tx.get("lease", namespace, lease_id) or {"created_at": tx.now_ns}
+            kept = stored_labels({**labels, EXPIRE_LABEL: _in_a_day()})
+            record = {"created_at": before["created_at"], "labels": kept, **stamp_if_expiring(kept)}
+            tx.put("lease", namespace, lease_id, record)
+
+        await self._store.write(work)
 
     async def end_jobs(self) -> None:
         """At a start, before there are jobs: give up the leases of those that fell."""
@@ -242,6 +255,11 @@ def resource_key(lease_id: str, resource: Resource) -> str:
 def _require(tx: Transaction, namespace: str, lease_id: str) -> None:
     if not tx.exists("lease", namespace, lease_id):
         raise NotFound(f"lease {quoted(lease_id)}: not found")
+
+
+def _in_a_day() -> str:
+    expires = datetime.now(UTC) + timedelta(hours=JOB_HOURS_MAX)
+    return expires.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _random_id() -> str:

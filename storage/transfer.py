@@ -12,7 +12,8 @@ unpacked. `Report` is told how far it is, in containerd's words.
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,12 +29,14 @@ from .images import Image, Images
 from .importer import Source, import_archive
 from .leases import Leases
 from .platform import Platform, host
+from .registry.limits import PullLimits
 from .snapshotter import Snapshotter
-from .unpack import unpack
+from .unpack import Arrived, unpack
 
 if TYPE_CHECKING:
     from .registry.auth import AskCredentials
     from .registry.client import Registry
+    from .registry.fetches import Fetches, Spawn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +101,8 @@ class RegistryPlace:
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
     hosts: Path | None = None
     scheme: str = ""
+    bytes_per_s: int = 0
+    """What a pull may bring at most; 0: what the settings say."""
 
 
 Report = Callable[[Progress], Awaitable[None]]
@@ -115,8 +120,16 @@ class Transfers:
         differs: Differs,
         snapshotter: Callable[[str], Snapshotter],
         registry_hosts: str = "",
+        *,
+        limits: PullLimits | None = None,
+        spawn_fetch: "Spawn | None" = None,
     ) -> None:
+        """`spawn_fetch` starts a fetch's actor, under a supervisor if the caller has one."""
         self.content = content
+        self._limits = limits or PullLimits()
+        self._spawn_fetch = spawn_fetch
+        # Who unpacks what at the moment; who wants the same finds it done.
+        self._unpacking: dict[tuple[str, str, str], trio.Lock] = {}
         self._images = images
         self._leases = leases
         self._differs = differs
@@ -201,15 +214,33 @@ class Transfers:
         lease: str = "",
     ) -> Sequence[Image]:
         """Bring an image in from a registry, for the destination's platforms or all there are."""
-        from .registry.pull import pull
+        from .registry.download import Source as Server
+        from .registry.pull import Pull
 
         self._check(destination)
-        async with self._registry(source, ask) as registry:
-            async with self._under(namespace, lease) as lease:
-                await report(Progress(event=f"Resolving from {source.reference}"))
-                target = await pull(self.content, namespace, registry, destination, report, lease)
+        fetches = self._fetches
+        stall_s, given = self._limits.stall_s, lease
+        async with (
+            self._registry(source, ask, silent_within_s=stall_s) as registry,
+            self._under(namespace, lease) as lease,
+        ):
+            await report(Progress(event=f"Resolving from {source.reference}"))
+            server = Server(registry=registry, meters=fetches.meters(namespace, source.bytes_per_s))
+            # The caller's lease is the caller's affair, also when the pull fails.
+            keeper = None if given else self._leases
+            pulling = Pull(
+                self.content, fetches, namespace, server, destination, report, lease, keeper
+            )
+            async with pulling.begun():
+                target = pulling.target
                 named = [(name, target) for name in names_of(destination, target)]
-                images = await self._store(namespace, named, destination, report, lease)
+                if not named:
+                    raise NotFound("no image name found: not found")
+                await pulling.documents()
+                arrived = pulling.arrived
+                await self._unpack(namespace, [target], destination, report, lease, arrived)
+            images = await self._record_all(namespace, named, destination, report)
+            await pulling.done()
         await report(Progress(event=f"Completed pull from {source.reference}"))
         return images
 
@@ -234,9 +265,16 @@ class Transfers:
 
     # -- inside
 
+    @cached_property
+    def _fetches(self) -> "Fetches":
+        from .registry.fetch import FetchActor
+        from .registry.fetches import Fetches
+
+        return Fetches(self.content, self._limits, self._spawn_fetch or FetchActor.spawn)
+
     @asynccontextmanager
     async def _registry(
-        self, place: RegistryPlace, ask: "AskCredentials"
+        self, place: RegistryPlace, ask: "AskCredentials", *, silent_within_s: float | None = None
     ) -> AsyncGenerator["Registry"]:
         # Imported when the first registry is asked for: the daemon should be up at once.
         from .registry.client import open_registry
@@ -245,6 +283,11 @@ class Transfers:
         remote = parse_remote(place.reference)
         folders = split_folders(str(place.hosts or self._registry_hosts))
         hosts = await trio.to_thread.run_sync(hosts_of, remote, folders, place.scheme)
+        if silent_within_s is not None:
+            hosts = [
+                replace(host, silent_within_s=host.silent_within_s or silent_within_s)
+                for host in hosts
+            ]
         async with open_registry(remote, hosts, ask, place.headers) as registry:
             yield registry
 
@@ -281,18 +324,54 @@ class Transfers:
         """Unpack what arrived, then let its names tell of it."""
         if not named:
             raise NotFound("no image name found: not found")
-        for target in {target.digest: target for _, target in named}.values():
+        targets = {target.digest: target for _, target in named}
+        await self._unpack(namespace, list(targets.values()), destination, report, lease)
+        return await self._record_all(namespace, named, destination, report)
+
+    async def _unpack(
+        self,
+        namespace: str,
+        targets: Sequence[Descriptor],
+        destination: ImageStore,
+        report: Report,
+        lease: str,
+        arrived: Arrived | None = None,
+    ) -> None:
+        for target in targets:
             for wanted in destination.unpacks:
                 await report(Progress(event="extracting", name=target.digest, descriptor=target))
-                await unpack(
-                    self.content,
-                    self._snapshotter(wanted.snapshotter),
-                    self._differs.apply,
-                    namespace,
-                    target,
-                    wanted.platform,
-                    lease=lease,
-                )
+                snapshotter = self._snapshotter(wanted.snapshotter)
+                key = (namespace, snapshotter.name, target.digest)
+                async with self._alone(key):
+                    await unpack(
+                        self.content,
+                        snapshotter,
+                        self._differs.apply,
+                        namespace,
+                        target,
+                        wanted.platform,
+                        lease=lease,
+                        arrived=arrived,
+                    )
+
+    @asynccontextmanager
+    async def _alone(self, key: tuple[str, str, str]) -> AsyncGenerator[None]:
+        """One after another: whoever comes second finds the snapshots of the first."""
+        lock = self._unpacking.setdefault(key, trio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked() and self._unpacking.get(key) is lock:
+                del self._unpacking[key]
+
+    async def _record_all(
+        self,
+        namespace: str,
+        named: Sequence[tuple[str, Descriptor]],
+        destination: ImageStore,
+        report: Report,
+    ) -> Sequence[Image]:
         images: list[Image] = []
         for name, target in named:
             image = Image(name=name, target=target, labels=destination.labels)

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import trio
 from google.protobuf.message import DecodeError, Message
 
-from ...actors.errors import FailedPrecondition
+from ...actors.errors import FailedPrecondition, InvalidArgument
 from ..status import internal
 from .stream import Stream
 
@@ -24,6 +24,8 @@ FROM_SHIM = "holdfast-from-shim"
 # Ours: what is not there is to be looked up nowhere else. Two daemons that are each other's
 # source of content would wait for one another.
 LOCAL = "holdfast-local"
+# Ours: what one pull may bring, in bytes a second.
+PULL_RATE = "holdfast-pull-bytes-per-s"
 
 M = TypeVar("M", bound=Message)
 Request = TypeVar("Request", bound=Message)
@@ -85,6 +87,15 @@ class Context:
     def is_local(self) -> bool:
         """Whether the caller wants to know what is here, and not what could be brought."""
         return bool(self.text(LOCAL))
+
+    def pull_rate(self) -> int:
+        """What the call's pull may bring, in bytes a second; 0 for as much as comes."""
+        said = self.text(PULL_RATE) or "0"
+        if not (said.isascii() and said.isdigit()):
+            raise InvalidArgument(
+                f"{PULL_RATE} {said[:100]!r}: a number of bytes: invalid argument"
+            )
+        return int(said)
 
     def text(self, name: str) -> str:
         """One value of the metadata, empty when it is absent."""

@@ -117,7 +117,8 @@ class Registry:
             if response.status_code == 206:
                 begins = self._checked_range(response, offset)
             try:
-                async with body_of(response, PIECE_BYTES) as pieces:
+                # As they come: what is gathered is lost when the caller has waited long enough.
+                async with body_of(response) as pieces:
                     yield begins, pieces
             except httpx2.HTTPError as error:
                 self._avoid(response.extensions["holdfast.host"])

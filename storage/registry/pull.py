@@ -1,196 +1,194 @@
 """Pull: an image's content from a registry into the content store, each blob verified.
 
+    pulling = Pull(...)
+    async with pulling.begun():
+        pulling.target              what the reference points to; all manifests are here
+        await pulling.documents()   the configs are here too
+        await pulling.arrived(...)  this blob is here
+                                    at the end of the block all are
+    await pulling.done()            the image has been recorded
+
+What came is held by a lease of a day, so that a pull that came to nothing, by whatever end, costs
+the next one nothing. It goes with the pull that is done.
+
 An index brings the manifests that fit the platforms asked for, a manifest its config and layers.
 A few blobs come at a time; one that broke off goes on where it was, also with the next pull.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import cast
 
 import trio
 
-from ...actors.errors import (
-    AlreadyExists,
-    FailedPrecondition,
-    NotFound,
-    ResourceExhausted,
-    Unavailable,
-)
+from ...actors.errors import FailedPrecondition, NotFound, ResourceExhausted
 from ..content import ContentStore
-from ..descriptor import (
-    Descriptor,
-    children,
-    is_config,
-    is_index,
-    is_layer,
-    is_manifest,
-)
-from ..ingest import Ingest
+from ..descriptor import Descriptor, children, is_index, is_layer, is_manifest
+from ..labels import LABEL_BYTES_MAX
+from ..leases import Leases
 from ..platform import Platform, rank
 from ..transfer import ImageStore, Progress, Report
 from ..unpack import INDEX_DEPTH_MAX, label_children
-from .client import Registry
+from .client import DOCUMENT_BYTES_MAX
+from .download import Source
+from .fetch import SOURCE_LABEL, ref_of
+from .fetches import Fetches
+
+__all__ = ["BLOBS_AT_ONCE", "SOURCE_LABEL", "Pull", "chosen_of", "each", "ref_of"]
 
 BLOBS_AT_ONCE = 3
-ATTEMPTS_MAX = 5
-PAUSE_S = 0.2
-TOLD_EVERY_BYTES = 4 << 20
-BUSY_WITHIN_S = 600.0
-SOURCE_LABEL = "containerd.io/distribution.source."
+# On the lease that keeps what came for an image until it is whole: of which reference.
+KEEPER_LABEL = "io.holdfast/pull"
 
 
-def ref_of(target: Descriptor) -> str:
-    """Under which ref content is brought in: that of every client of containerd's."""
-    kind = "unknown"
-    if is_index(target.media_type):
-        kind = "index"
-    elif is_manifest(target.media_type):
-        kind = "manifest"
-    elif is_layer(target.media_type):
-        kind = "layer"
-    elif is_config(target.media_type):
-        kind = "config"
-    return f"{kind}-{target.digest}"
+class Pull:
+    """One pull of one image."""
 
+    def __init__(
+        self,
+        content: ContentStore,
+        fetches: Fetches,
+        namespace: str,
+        source: Source,
+        wanted: ImageStore,
+        report: Report,
+        lease: str,
+        keeper: Leases | None = None,
+    ) -> None:
+        self._content = content
+        self._fetches = fetches
+        self._namespace = namespace
+        self._source = source
+        self._wanted = wanted
+        self._report = report
+        self._lease = lease
+        self._keeper = keeper
+        # Configs before layers, and layers in the order in which they are unpacked.
+        self._blobs: dict[str, Descriptor] = {}
+        self._here: dict[str, trio.Event] = {}
+        self._target: Descriptor | None = None
 
-async def pull(
-    content: ContentStore,
-    namespace: str,
-    registry: Registry,
-    wanted: ImageStore,
-    report: Report,
-    lease: str,
-) -> Descriptor:
-    """Bring in what the registry's reference points to; its descriptor."""
-    target = await registry.resolve()
-    fetching = _Pull(content, namespace, registry, wanted, report, lease)
-    await fetching.run(target)
-    await label_children(content, namespace, target)
-    return target
+    @property
+    def target(self) -> Descriptor:
+        """What the reference points to."""
+        assert self._target is not None
+        return self._target
 
-
-@dataclass(frozen=True, slots=True)
-class _Pull:
-    content: ContentStore
-    namespace: str
-    registry: Registry
-    wanted: ImageStore
-    report: Report
-    lease: str
-
-    async def run(self, target: Descriptor) -> None:
-        await self.report(Progress(event="pulling image content", name=self.registry.remote.text))
-        blobs: dict[str, Descriptor] = {}
-        if not await self._walk(target, blobs, INDEX_DEPTH_MAX, metadata_only=False):
+    @asynccontextmanager
+    async def begun(self) -> AsyncGenerator[None]:
+        """The manifests are here, and their blobs are coming; at the end of the block all are
+        here. What goes wrong with one of them ends the block."""
+        registry = self._source.registry
+        self._target = await registry.resolve()
+        await self._report(Progress(event="pulling image content", name=registry.remote.text))
+        if not await self._walk(self._target, INDEX_DEPTH_MAX, metadata_only=False):
             raise NotFound("no match for platform in manifest: not found")
-        await each(list(blobs.values()), self._fetch)
+        self._here = {digest: trio.Event() for digest in self._blobs}
+        # What points there, before what it points to may be collected under another's lease.
+        await label_children(self._content, self._namespace, self._target)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._bring)
+                yield
+        except BaseExceptionGroup as group:
+            first = first_of(group)
+            raise first from first.__cause__
 
-    async def _walk(
-        self, target: Descriptor, blobs: dict[str, Descriptor], depth: int, *, metadata_only: bool
-    ) -> bool:
+    async def done(self) -> None:
+        """The image has its name, and needs nobody else to keep what came."""
+        if self._keeper is not None:
+            try:
+                await self._keeper.delete(self._namespace, self._keeper_id)
+            except NotFound:
+                pass  # another pull of the same was done, too
+
+    @property
+    def _keeper_id(self) -> str:
+        return f"pull-{self.target.digest}"
+
+    async def documents(self) -> None:
+        """Wait for what is no layer: after this the image can be read."""
+        for blob in list(self._blobs.values()):
+            if not is_layer(blob.media_type):
+                await self.arrived(blob)
+
+    async def arrived(self, blob: Descriptor) -> None:
+        """Wait for one blob; one that this pull does not bring is waited for no longer."""
+        if (event := self._here.get(blob.digest)) is not None:
+            await event.wait()
+
+    async def _bring(self) -> None:
+        blobs = sorted(self._blobs.values(), key=lambda blob: is_layer(blob.media_type))
+        await each(blobs, self._bring_one, self._fetches.limits.blobs_at_once)
+
+    async def _bring_one(self, blob: Descriptor) -> None:
+        await self._fetch(blob)
+        self._here[blob.digest].set()
+
+    async def _walk(self, target: Descriptor, depth: int, *, metadata_only: bool) -> bool:
         """Fetch manifests and gather what they point to; whether one of them was asked for."""
         if depth < 0:
             raise FailedPrecondition(f"index {target.digest}: nested too deeply")
+        if target.size > DOCUMENT_BYTES_MAX:
+            raise ResourceExhausted(f"manifest {target.digest}: of {target.size} bytes")
         await self._fetch(target)
-        raw = await self.content.read_all(self.namespace, target.digest)
+        raw = await self._content.read_all(self._namespace, target.digest)
         pointed = children(raw, target.media_type, f"content {target.digest}")
         if is_manifest(target.media_type):
             for child in pointed:
                 if not metadata_only or not is_layer(child.media_type):
-                    blobs[child.digest] = child
+                    self._blobs[child.digest] = child
             return not metadata_only
-        chosen = chosen_of(pointed, self.wanted.platforms, self.wanted.manifests_max)
+        chosen = chosen_of(pointed, self._wanted.platforms, self._wanted.manifests_max)
         found = False
         for child in pointed:
             if not is_index(child.media_type) and not is_manifest(child.media_type):
                 continue
             skipped = metadata_only or child not in chosen
-            if skipped and not self.wanted.all_metadata:
+            if skipped and not self._wanted.all_metadata:
                 continue
-            found |= await self._walk(child, blobs, depth - 1, metadata_only=skipped)
+            found |= await self._walk(child, depth - 1, metadata_only=skipped)
         return found
 
     async def _fetch(self, target: Descriptor) -> None:
-        name = ref_of(target)
-        for attempt in range(1, ATTEMPTS_MAX + 1):
-            try:
-                ingest = await self._open(target, name)
-            except AlreadyExists:
-                await self._tell("exists", name, target, target.size)
-                return
-            async with ingest:
-                try:
-                    await self._bring(ingest, name, target)
-                    break
-                except Unavailable:
-                    if attempt == ATTEMPTS_MAX:
-                        raise
-                except (FailedPrecondition, ResourceExhausted):
-                    # Not what was asked for: the next one must not go on from it.
-                    await ingest.abort()
-                    await self._forget(name)
-                    raise
-            await trio.sleep(PAUSE_S * 2**attempt)
-        await self._tell("complete", name, target, target.size)
+        tell = partial(self._tell, target)
+        await self._fetches.fetch(self._namespace, target, self._source, self._lease, tell)
+        await self._hold(target)
+        await self._add_source(target)
 
-    async def _open(self, target: Descriptor, name: str) -> Ingest:
-        """The ingest, once nobody else brings the same."""
-        with trio.move_on_after(BUSY_WITHIN_S):
-            while True:
-                try:
-                    return await self._begin(target, name)
-                except Unavailable:
-                    await self._tell("waiting", name, target, 0)
-                    await trio.sleep(PAUSE_S)
-        return await self._begin(target, name)
-
-    async def _begin(self, target: Descriptor, name: str) -> Ingest:
-        return await self.content.open_ingest(
-            self.namespace, name, total=target.size, expected=target.digest, lease=self.lease
-        )
-
-    async def _bring(self, ingest: Ingest, name: str, target: Descriptor) -> None:
-        offset = (await ingest.state()).offset
-        await self._tell("downloading", name, target, offset)
-        if offset < target.size:
-            async with self.registry.get(target, offset) as (begins, pieces):
-                if begins != offset:
-                    await ingest.truncate()
-                await self._write(ingest, name, target, begins, pieces)
-        remote = self.registry.remote
-        labels = {SOURCE_LABEL + remote.host: remote.repository}
+    async def _hold(self, target: Descriptor) -> None:
+        """Should the pull come to nothing, the next one finds it."""
+        if self._keeper is None:
+            return
+        if target is self.target:  # it comes first
+            labels = {KEEPER_LABEL: self._source.registry.remote.text}
+            await self._keeper.keep_for_a_day(self._namespace, self._keeper_id, labels)
         try:
-            await ingest.commit(target.size, target.digest, labels, lease=self.lease)
-        except AlreadyExists:
-            pass  # another was faster
-
-    async def _write(
-        self, ingest: Ingest, name: str, target: Descriptor, at: int, pieces: AsyncIterator[bytes]
-    ) -> None:
-        told = at
-        async for piece in pieces:
-            at += len(piece)
-            if at > target.size:
-                raise FailedPrecondition(
-                    f"{target.digest}: more than its {target.size} bytes: failed precondition"
-                )
-            await ingest.write(piece)
-            if at - told >= TOLD_EVERY_BYTES:
-                told = at
-                await self._tell("downloading", name, target, at)
-        if at < target.size:
-            raise Unavailable(f"{target.digest}: only {at} of {target.size} bytes arrived")
-
-    async def _forget(self, name: str) -> None:
-        try:
-            await self.content.abort(self.namespace, name)
+            await self._content.hold(self._namespace, target.digest, self._keeper_id)
         except NotFound:
-            pass
+            pass  # another pull of the same is done, and let it go
 
-    async def _tell(self, event: str, name: str, target: Descriptor, progress: int) -> None:
-        await self.report(
+    async def _add_source(self, target: Descriptor) -> None:
+        """Let the blob tell of this repository too: a push to its registry may mount from there."""
+        remote = self._source.registry.remote
+        key = SOURCE_LABEL + remote.host
+        told = self._content.info(self._namespace, target.digest).labels.get(key, "")
+        known = [one for one in told.split(",") if one]
+        if remote.repository not in known:
+            value = ",".join(sorted([*known, remote.repository]))
+            if len(key) + len(value) <= LABEL_BYTES_MAX:
+                labels, paths = {key: value}, [f"labels.{key}"]
+                await self._content.update(self._namespace, target.digest, labels, paths)
+
+    async def _tell(self, target: Descriptor, event: str, progress: int) -> None:
+        await self._report(
             Progress(
-                event=event, name=name, progress=progress, total=target.size, descriptor=target
+                event=event,
+                name=ref_of(target),
+                progress=progress,
+                total=target.size,
+                descriptor=target,
             )
         )
 
@@ -213,9 +211,21 @@ def chosen_of(
     return listed[:count_max] if count_max else listed
 
 
-async def each(targets: Sequence[Descriptor], do: Callable[[Descriptor], Awaitable[None]]) -> None:
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What went wrong first, where one refusal is the answer for all."""
+    first = group.exceptions[0]
+    while isinstance(first, BaseExceptionGroup):
+        first = cast("BaseExceptionGroup[BaseException]", first).exceptions[0]
+    return first
+
+
+async def each(
+    targets: Sequence[Descriptor],
+    do: Callable[[Descriptor], Awaitable[None]],
+    at_once: int = BLOBS_AT_ONCE,
+) -> None:
     """Do it with all, a few at a time; the first refusal ends the others and is raised alone."""
-    room = trio.Semaphore(BLOBS_AT_ONCE)
+    room = trio.Semaphore(at_once)
 
     async def one(target: Descriptor) -> None:
         async with room:
@@ -226,4 +236,5 @@ async def each(targets: Sequence[Descriptor], do: Callable[[Descriptor], Awaitab
             for target in targets:
                 nursery.start_soon(one, target)
     except BaseExceptionGroup as group:
-        raise group.exceptions[0] from group.exceptions[0].__cause__
+        first = first_of(group)
+        raise first from first.__cause__
