@@ -17,9 +17,9 @@ from google.protobuf.empty_pb2 import Empty
 
 from ..actors.errors import Refusal, Unavailable
 from ..runtime import procfs
-from ..runtime.programs import run_program
 from ..runtime.solo import Solo
 from ..runtime.soloend import PID
+from ..storage.programs import run_program
 from .anys import pack
 from .log import set_up_logging
 from .proto.services import events_ttrpc_pb2

@@ -43,9 +43,9 @@ from ..actors.errors import (
     Unimplemented,
     Unknown,
 )
+from ..storage.programs import run_program
 from . import procfs
 from .grave import Grave
-from .programs import run_program
 from .records import STATUS_LOST
 from .shimclient import Exited
 from .shimverbs import OwnShims, Shim, ShimSource, SpawnShim

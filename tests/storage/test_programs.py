@@ -7,7 +7,7 @@ import trio
 
 from holdfast.actors.errors import DeadlineExceeded, ResourceExhausted, Unavailable
 from holdfast.runtime import procfs
-from holdfast.runtime.programs import SAID_MAX, run_program
+from holdfast.storage.programs import SAID_MAX, run_program
 
 LEAVES = "sleep 1000 & echo $! >pid; "
 
