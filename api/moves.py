@@ -12,8 +12,8 @@ from pathlib import Path
 import trio
 from google.protobuf.any_pb2 import Any as AnyMessage
 
-from ..actors.errors import Cancelled, InvalidArgument, Unimplemented
-from ..storage.platform import Platform, host, normalize
+from ..actors.errors import Cancelled, Unimplemented
+from ..storage.platform import Platform, host
 from ..storage.registry.auth import AskCredentials, Credentials, no_credentials
 from ..storage.transfer import (
     Export,
@@ -30,7 +30,7 @@ from .grpc.call import Context
 from .proto import transfer_types_pb2 as types
 from .proto import types_pb2
 from .streams import ByteReader, ByteWriter, OpenStream, Streams, unpacked
-from .types import descriptor_to
+from .types import descriptor_to, platform_from
 
 PREFIX = "containerd.types.transfer."
 REPORT_WITHIN_S = 5.0
@@ -213,7 +213,7 @@ def _store(message: AnyMessage) -> ImageStore:
         ],
         unpacks=[
             Unpack(
-                platform=_platform(one.platform) if one.HasField("platform") else host(),
+                platform=platform_from(one.platform) if one.HasField("platform") else host(),
                 snapshotter=one.snapshotter,
             )
             for one in store.unpacks
@@ -222,12 +222,4 @@ def _store(message: AnyMessage) -> ImageStore:
 
 
 def _platforms(messages: Iterable[types_pb2.Platform]) -> Sequence[Platform]:
-    return [_platform(message) for message in messages]
-
-
-def _platform(message: types_pb2.Platform) -> Platform:
-    if not message.os or not message.architecture:
-        raise InvalidArgument("a platform needs its os and its architecture: invalid argument")
-    return normalize(
-        Platform(os=message.os, architecture=message.architecture, variant=message.variant)
-    )
+    return [platform_from(message) for message in messages]

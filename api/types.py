@@ -1,11 +1,13 @@
-"""Descriptors, mounts and processes between their messages and the rooms' own types."""
+"""Descriptors, platforms, mounts and processes between their messages and the rooms' own types."""
 
 from collections.abc import Iterable, Sequence
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 
+from ..actors.errors import InvalidArgument
 from ..storage.descriptor import Descriptor
 from ..storage.digest import Digest
+from ..storage.platform import Platform, normalize
 from ..storage.snapshotter import Mount
 from .proto import runc_pb2, task_types_pb2
 from .proto import types_pb2 as pb
@@ -26,6 +28,14 @@ def descriptor_from(message: pb.Descriptor) -> Descriptor:
         digest=Digest(message.digest),
         size=message.size,
         annotations=dict(message.annotations),
+    )
+
+
+def platform_from(message: pb.Platform) -> Platform:
+    if not message.os or not message.architecture:
+        raise InvalidArgument("a platform needs its os and its architecture: invalid argument")
+    return normalize(
+        Platform(os=message.os, architecture=message.architecture, variant=message.variant)
     )
 
 

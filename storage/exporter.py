@@ -6,7 +6,7 @@ The same images give the same bytes, and no blob goes out that does not verify.
 import os
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import cast
 
 import trio
@@ -66,21 +66,42 @@ class _Blobs(dict[Digest, Descriptor]):
         self.distributable_only = distributable_only
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What of an index goes along."""
+
+    platforms: Sequence[Platform]
+    _: KW_ONLY
+    skip_missing: bool
+
+    def of(self, listed: Sequence[Descriptor]) -> Sequence[Descriptor]:
+        """The entries that do, those for the first platform first."""
+        if not self.platforms:
+            return listed
+        named = [(one.platform, one) for one in listed if one.platform is not None]
+        unnamed = [one for one in listed if one.platform is None]
+        best = [one for platform in self.platforms for one in choose(named, platform)[:1]]
+        return list({one.digest: one for one in (*best, *unnamed)}.values())
+
+
 async def export_archive(
     content: ContentStore,
     namespace: str,
     images: Sequence[tuple[str, Descriptor]],
     write: Callable[[bytes], object],
     *,
-    platform: Platform | None = None,
+    platforms: Sequence[Platform] = (),
+    skip_missing: bool = False,
     docker_manifest: bool = True,
     distributable_only: bool = False,
 ) -> None:
     """Write images, each under its name, as one archive; `write` is called in a thread.
 
-    With a `platform`, of an index only what fits it best goes along; without, everything it
-    lists must be here. `distributable_only` leaves out layers that their makers let nobody hand on.
-    The same images give the same bytes.
+    With `platforms`, of an index only what fits each of them best goes along; an image that has
+    something for none of them is refused. Without, everything it lists must be here, or with
+    `skip_missing` what is not here as a whole is left out. The index itself is written as it is
+    in any case. `distributable_only` leaves out layers that their makers let nobody hand on. The
+    same images give the same bytes.
     """
     if not images:
         raise InvalidArgument("no image to export: invalid argument")
@@ -89,11 +110,12 @@ async def export_archive(
         for name, target in images
     ]
     blobs = _Blobs(distributable_only=distributable_only)
+    wanted = _Wanted(platforms, skip_missing=skip_missing)
     names: dict[Digest, list[str]] = {}
     for (name, _), target in zip(images, targets, strict=True):
         if not is_index(target.media_type) and not is_manifest(target.media_type):
             raise InvalidArgument("only manifests may be exported: invalid argument")
-        manifests = await _collect(content, namespace, target, platform, blobs, INDEX_DEPTH_MAX)
+        manifests = await _collect(content, namespace, target, wanted, blobs, INDEX_DEPTH_MAX)
         if manifests:
             # Docker knows no index: its name is the first that fits.
             listed = names.setdefault(manifests[0].digest, [])
@@ -130,7 +152,7 @@ async def _collect(
     content: ContentStore,
     namespace: str,
     target: Descriptor,
-    platform: Platform | None,
+    wanted: "_Wanted",
     blobs: "_Blobs",
     depth: int,
 ) -> Sequence[Descriptor]:
@@ -150,17 +172,28 @@ async def _collect(
             size = content.info(namespace, child.digest).size
             blobs[child.digest] = replace(child, size=size)
         return [target]
-    if platform is not None:
-        named = [(one.platform, one) for one in pointed if one.platform is not None]
-        unnamed = [one for one in pointed if one.platform is None]
-        pointed = (*choose(named, platform)[:1], *unnamed)
     manifests: list[Descriptor] = []
-    for child in pointed:
+    for child in wanted.of(pointed):
         if is_index(child.media_type) or is_manifest(child.media_type):
-            manifests += await _collect(content, namespace, child, platform, blobs, depth - 1)
-    if platform is not None and not manifests:
+            if wanted.skip_missing and not await _is_whole(content, namespace, child):
+                continue
+            manifests += await _collect(content, namespace, child, wanted, blobs, depth - 1)
+    if not manifests and (wanted.platforms or wanted.skip_missing):
         raise NotFound("no manifest found for platform: not found")
     return manifests
+
+
+async def _is_whole(content: ContentStore, namespace: str, target: Descriptor) -> bool:
+    """Whether a manifest is here with all that it points to; an index, whether it is here."""
+    if not await content.obtain(namespace, target.digest):
+        return False
+    if is_index(target.media_type):
+        return True
+    raw = await content.read_all(namespace, target.digest)
+    for child in children(raw, target.media_type, f"content {target.digest}"):
+        if not await content.obtain(namespace, child.digest):
+            return False
+    return True
 
 
 async def _docker_manifest(

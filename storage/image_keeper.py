@@ -21,7 +21,7 @@ from .images import Image, Images
 from .importer import import_archive
 from .labels import Labels
 from .leases import Leases
-from .platform import host
+from .platform import Platform, host
 from .snapshotter import Snapshotter
 from .unpack import Resolved, is_unpacked, resolve, unpack
 
@@ -38,12 +38,19 @@ class ImageKeeper:
         self._differs = differs
 
     async def take_in(
-        self, namespace: str, source: BinaryIO, *, base_name: str = ""
+        self,
+        namespace: str,
+        source: BinaryIO,
+        *,
+        base_name: str = "",
+        platforms: Sequence[Platform] | None = None,
     ) -> Sequence[Image]:
         """Bring in an OCI or Docker archive; its images, recorded under their names.
 
         A name that exists points to the new image afterwards. An archive whose images have no
-        name is refused unless `base_name` gives them one. `source` is read in a thread.
+        name is refused unless `base_name` gives them one, and what has nothing for one of the
+        `platforms` is left out: this host's, unless others are given; for an empty list nothing
+        is. `source` is read in a thread.
         """
         async with self._leases.held(namespace) as lease:
             found = await import_archive(
@@ -52,22 +59,29 @@ class ImageKeeper:
                 source,
                 base_name=base_name,
                 digests=bool(base_name),
-                platform=host(),
+                platforms=(host(),) if platforms is None else platforms,
                 lease=lease,
             )
             if not found.images:
                 raise InvalidArgument(
-                    "the archive's images have no names, or none is for this platform"
+                    "the archive's images have no names, or none is for the platform"
                 )
             return [
                 await self._record(namespace, Image(name=name, target=target))
                 for name, target in found.images
             ]
 
-    async def unpack(self, namespace: str, image: Image, snapshotter: Snapshotter) -> Resolved:
-        """The image for this host, all its layers committed as snapshots."""
+    async def unpack(
+        self,
+        namespace: str,
+        image: Image,
+        snapshotter: Snapshotter,
+        platform: Platform | None = None,
+    ) -> Resolved:
+        """The image for this host or another platform, all its layers committed as snapshots."""
+        platform = platform or host()
         try:
-            ready = await resolve(self._content, namespace, image.target, host())
+            ready = await resolve(self._content, namespace, image.target, platform)
             if is_unpacked(snapshotter, namespace, ready):
                 return ready
         except NotFound:
@@ -79,7 +93,7 @@ class ImageKeeper:
                 self._differs.apply,
                 namespace,
                 image.target,
-                host(),
+                platform,
                 lease=lease,
             )
 
@@ -100,11 +114,28 @@ class ImageKeeper:
         }
 
     async def give_out(
-        self, namespace: str, names: Sequence[str], write: Callable[[bytes], object]
+        self,
+        namespace: str,
+        names: Sequence[str],
+        write: Callable[[bytes], object],
+        *,
+        platforms: Sequence[Platform] = (),
+        all_platforms: bool = False,
     ) -> None:
-        """Write images as one OCI archive that Docker reads too; `write` is called in a thread."""
+        """Write images as one OCI archive that Docker reads too; `write` is called in a thread.
+
+        Of an index goes along what is for the `platforms`; without, what is here as a whole, or
+        with `all_platforms` everything, and what is not here is refused.
+        """
         chosen = [(name, self._images.get(namespace, name).target) for name in names]
-        await export_archive(self._content, namespace, chosen, write)
+        await export_archive(
+            self._content,
+            namespace,
+            chosen,
+            write,
+            platforms=platforms,
+            skip_missing=not all_platforms and not platforms,
+        )
 
     async def _record(self, namespace: str, image: Image) -> Image:
         try:

@@ -99,7 +99,7 @@ async def import_archive(
     index_name: str = "",
     digests: bool = False,
     strict: bool = False,
-    platform: Platform | None = None,
+    platforms: Sequence[Platform] = (),
     lease: str = "",
     limits: Limits | None = None,
 ) -> Imported:
@@ -108,7 +108,7 @@ async def import_archive(
     An image's name is its annotation `io.containerd.image.name`, else `<base_name>:<tag>` of
     `org.opencontainers.image.ref.name`. With `strict` only names under `base_name` count; with
     `digests` each manifest is also named `<base_name>@<digest>`; `index_name` names the whole.
-    With a `platform`, an image that has nothing for it is left out. `source` is read in a
+    With `platforms`, an image that has nothing for any of them is left out. `source` is read in a
     thread. Until they are named, the lease holds the blobs.
     """
     limits = limits or Limits()
@@ -140,7 +140,7 @@ async def import_archive(
     raw = await content.read_all(namespace, index.digest)
     images: list[tuple[str, Descriptor]] = [(index_name, index)] if index_name else []
     for target in read_index(raw, INDEX_FILE):
-        if not await _offers(content, namespace, target, platform):
+        if not await _offers(content, namespace, target, platforms):
             continue
         name = image_name(target.annotations, base_name, strict=strict)
         if name:
@@ -333,15 +333,19 @@ async def _store(
 
 
 async def _offers(
-    content: ContentStore, namespace: str, target: Descriptor, platform: Platform | None
+    content: ContentStore, namespace: str, target: Descriptor, platforms: Sequence[Platform]
 ) -> bool:
-    """Whether an image has something for the platform; one that does not say has."""
-    if platform is None:
+    """Whether an image has something for a platform; one that does not say has."""
+    if not platforms:
         return True
+
+    def fits(offered: Platform | None) -> bool:
+        return offered is None or any(rank(offered, one) is not None for one in platforms)
+
     if target.platform is not None:
-        return rank(target.platform, platform) is not None
+        return fits(target.platform)
     if not is_index(target.media_type) or not content.has(namespace, target.digest):
         return True
     raw = await content.read_all(namespace, target.digest)
     listed = read_index(raw, f"index {target.digest}")
-    return any(one.platform is None or rank(one.platform, platform) is not None for one in listed)
+    return any(fits(one.platform) for one in listed)

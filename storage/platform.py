@@ -7,10 +7,12 @@ older ones.
 """
 
 import platform as host_platform
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from ..actors.errors import InvalidArgument
 from .document import Document
 
 T = TypeVar("T")
@@ -70,6 +72,7 @@ SYSTEMS: Mapping[str, str] = {"macos": "darwin"}
 UNNAMED: Mapping[str, str] = {"amd64": "v1", "arm64": "v8", "arm": "v7"}
 ARM_VARIANTS = ("v8", "v7", "v6", "v5")
 AMD64_VARIANTS = ("v4", "v3", "v2", "")
+_WORD = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 def normalize(platform: Platform) -> Platform:
@@ -91,6 +94,16 @@ def normalize(platform: Platform) -> Platform:
         os_version=platform.os_version,
         os_features=platform.os_features,
     )
+
+
+def parse_platform(text: str) -> Platform:
+    """The platform that a person wrote: OS/ARCH[/VARIANT], or ARCH alone for Linux."""
+    parts = text.split("/")
+    if len(parts) > 3 or not all(_WORD.fullmatch(part) for part in parts):
+        raise InvalidArgument(f"platform {text!r} is not OS/ARCH[/VARIANT]")
+    if len(parts) == 1:
+        parts = ["linux", *parts]
+    return normalize(Platform(os=parts[0], architecture=parts[1], variant="".join(parts[2:])))
 
 
 def host() -> Platform:

@@ -169,9 +169,7 @@ class Transfers:
         report: Report,
     ) -> None:
         """Write images as one archive; `write` is called in a thread."""
-        if len(export.platforms) > 1 and not export.all_platforms:
-            raise Unimplemented("export for several platforms, but not all: not implemented")
-        platform = None if export.all_platforms else next(iter(export.platforms), host())
+        platforms = () if export.all_platforms else export.platforms or (host(),)
         images = self._look_up(namespace, source)
         await report(Progress(event="Exporting"))
         for image in images:
@@ -181,7 +179,7 @@ class Transfers:
             namespace,
             [(image.name, image.target) for image in images],
             write,
-            platform=platform,
+            platforms=platforms,
             docker_manifest=export.docker_manifest,
             distributable_only=export.distributable_only,
         )

@@ -28,6 +28,7 @@ from holdfast.storage.descriptor import (
     REF_NAME,
     Descriptor,
     describe,
+    read_index,
     read_manifest,
 )
 from holdfast.storage.differs import Differs
@@ -125,15 +126,15 @@ async def test_import_for_a_platform_leaves_out_what_has_nothing_for_it(tmp_path
     arm = Platform(os="linux", architecture="arm64")
     s390 = Platform(os="linux", architecture="s390x")
     async with opened(tmp_path) as content:
-        assert await taken_in(content, docker_archive(), platform=s390) == {}
+        assert await taken_in(content, docker_archive(), platforms=[s390]) == {}
         both = oci_archive({IMAGE_NAME: "a:1"}, architectures=("arm64", "amd64"))
-        images = await taken_in(content, both, platform=arm)
+        images = await taken_in(content, both, platforms=[arm])
         assert list(images) == ["a:1"]
         assert (await resolve(content, "ns", images["a:1"], arm)).config.platform == arm
         assert (await resolve(content, "ns", images["a:1"], AMD64)).config.platform == AMD64
         with pytest.raises(NotFound, match="no match for platform"):
             await resolve(content, "ns", images["a:1"], s390)
-        assert await taken_in(content, both, platform=s390) == {}
+        assert await taken_in(content, both, platforms=[s390]) == {}
 
 
 @pytest.mark.parametrize("make", [docker_archive, lambda: oci_archive({IMAGE_NAME: NAME})])
@@ -173,15 +174,50 @@ async def test_an_index_is_exported_whole_or_for_one_platform(tmp_path: Path) ->
         images = await taken_in(content, raw)
         with pytest.raises(NotFound):
             await exported(content, *images.items())
-        assert len(await exported(content, *images.items(), platform=AMD64)) > 1 << 20
+        assert len(await exported(content, *images.items(), platforms=[AMD64])) > 1 << 20
         with pytest.raises(NotFound, match="no manifest found for platform"):
             await exported(
-                content, *images.items(), platform=Platform(os="linux", architecture="riscv64")
+                content, *images.items(), platforms=[Platform(os="linux", architecture="riscv64")]
             )
         with pytest.raises(InvalidArgument, match="only manifests"):
             await exported(content, ("x", describe(b"", OCI_LAYER)))
         with pytest.raises(InvalidArgument, match="no image"):
             await exported(content)
+
+
+async def test_an_index_is_exported_for_several_platforms_or_as_far_as_it_is_here(
+    tmp_path: Path,
+) -> None:
+    three = ("arm64", "amd64", "s390x")
+    raw = oci_archive({IMAGE_NAME: "a:1"}, architectures=three, missing=("arm64",))
+    async with opened(tmp_path) as content:
+        images = await taken_in(content, raw)
+        ((_, target),) = images.items()
+        listed = read_index(await content.read_all("ns", target.digest), "index")
+        by_name = {one.platform.architecture: one.digest for one in listed if one.platform}
+
+        async def manifests(**options: object) -> set[str]:
+            out = await exported(content, *images.items(), **options)
+            with tarfile.open(fileobj=io.BytesIO(out)) as archive:
+                names = archive.getnames()
+            assert f"blobs/{target.digest.replace(':', '/')}" in names
+            return {
+                name
+                for name, digest in by_name.items()
+                if f"blobs/{digest.replace(':', '/')}" in names
+            }
+
+        wanted = [Platform(os="linux", architecture=one) for one in ("s390x", "amd64")]
+        assert await manifests(platforms=wanted[:1]) == {"s390x"}
+        assert await manifests(platforms=wanted) == {"s390x", "amd64"}
+        assert await manifests(skip_missing=True) == {"s390x", "amd64"}
+        # A manifest whose layer is not here is not here as a whole.
+        raw = await content.read_all("ns", by_name["s390x"])
+        await content.delete("ns", read_manifest(raw, "manifest").config.digest)
+        assert await manifests(skip_missing=True) == {"amd64"}
+        await content.delete("ns", by_name["amd64"])
+        with pytest.raises(NotFound, match="no manifest found"):
+            await manifests(skip_missing=True)
 
 
 async def test_a_damaged_blob_is_not_exported(tmp_path: Path) -> None:
