@@ -256,7 +256,8 @@ class Transfers:
         target = self._images.get(namespace, source.name).target
         async with self._registry(destination, ask) as registry:
             await report(Progress(event=f"Pushing to {destination.reference}"))
-            await push(self.content, namespace, registry, target, source.platforms, report)
+            platforms = source.platforms
+            target = await push(self.content, namespace, registry, target, platforms, report)
         await report(
             Progress(event=f"Completed push to {destination.reference}", descriptor=target)
         )
