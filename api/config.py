@@ -116,6 +116,12 @@ class Config:
     """What one pull may bring, in bytes a second; 0: as much as comes."""
     pull_namespace_bytes_per_s: int = 0
     """The same for all pulls of a namespace together."""
+    image_verifier_bin_dir: str = ""
+    """The folder whose programs judge an image before it is pulled; empty: none are asked."""
+    image_verifiers_max: int = 10
+    """So many of them are asked, the first by name; below 0: all."""
+    image_verifier_within_s: float = 10.0
+    """How long one of them may take."""
     gc_pause_threshold: float = 0.02
     """Collecting garbage may take this share of the time, at most a half."""
     gc_deletion_threshold: int = 0
@@ -190,7 +196,12 @@ def _checked(settings: Mapping[str, object], source: str) -> dict[str, Any]:
     for key in NOT_NEGATIVE:
         if not 0 <= checked.get(key, 0) < math.inf:
             raise InvalidArgument(f"{source}: {key} must not be negative, nor endless")
-    for key in ("attach_within_s", "shutdown_within_s", "pull_stall_s"):
+    for key in (
+        "attach_within_s",
+        "shutdown_within_s",
+        "pull_stall_s",
+        "image_verifier_within_s",
+    ):
         if checked.get(key, 1.0) <= 0:
             raise InvalidArgument(f"{source}: {key} must be more than 0")
     if checked.get("pull_range_bytes", RANGE_BYTES_MIN) < RANGE_BYTES_MIN:

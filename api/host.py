@@ -159,7 +159,14 @@ class Host:
         # Imported when the first is asked for: the daemon should be up at once.
         from ..storage.registry.fetch import FetchActor
         from ..storage.transfer import Transfers
+        from ..storage.verifiers import Verifiers
 
+        folder = self.config.image_verifier_bin_dir
+        verifiers = Verifiers(
+            Path(folder) if folder else None,
+            programs_max=self.config.image_verifiers_max,
+            within_s=self.config.image_verifier_within_s,
+        )
         return Transfers(
             self.content,
             self.images,
@@ -169,6 +176,7 @@ class Host:
             self.config.registry_hosts,
             limits=limits_of(self.config),
             spawn_fetch=partial(_spawn, self.system, FETCHES, FetchActor),
+            verify=verifiers.verify,
         )
 
     @property

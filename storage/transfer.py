@@ -13,7 +13,7 @@ unpacked. `Report` is told how far it is, in containerd's words.
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,6 +106,8 @@ class RegistryPlace:
 
 
 Report = Callable[[Progress], Awaitable[None]]
+Verify = Callable[[str, Descriptor], Awaitable[None]]
+"""Refuses an image that is about to be pulled, by its reference: `Verifiers.verify`."""
 
 
 class Transfers:
@@ -121,10 +123,13 @@ class Transfers:
         snapshotter: Callable[[str], Snapshotter],
         registry_hosts: str = "",
         *,
+        verify: Verify,
         limits: PullLimits | None = None,
         spawn_fetch: "Spawn | None" = None,
     ) -> None:
-        """`spawn_fetch` starts a fetch's actor, under a supervisor if the caller has one."""
+        """`verify` is asked before anything of an image is fetched. `spawn_fetch` starts a fetch's
+        actor, under a supervisor if the caller has one."""
+        self._verify = verify
         self.content = content
         self._limits = limits or PullLimits()
         self._spawn_fetch = spawn_fetch
@@ -229,7 +234,7 @@ class Transfers:
             pulling = Pull(
                 self.content, fetches, namespace, server, destination, report, lease, keeper
             )
-            async with pulling.begun():
+            async with pulling.begun(partial(self._verify, source.reference)):
                 target = pulling.target
                 named = [(name, target) for name in names_of(destination, target)]
                 if not named:

@@ -30,6 +30,7 @@ from .migration import (
 GC: Final = "io.containerd.gc.v1.scheduler"
 TRANSFER: Final = "io.containerd.transfer.v1.local"
 OPT: Final = "io.containerd.internal.v1.opt"
+VERIFIER: Final = "io.containerd.image-verifier.v1.bindir"
 RUNC: Final = "io.containerd.runc.v2"
 SNAPSHOTTERS: Final = ("overlayfs", "native")
 LEVELS: Mapping[str, str] = {
@@ -103,6 +104,9 @@ HEEDED: Sequence[Heeded] = (
     Heeded(("plugins", OPT, "path"), "opt", place),
     Heeded(("plugins", CRI_IMAGES, "registry", "config_path"), "registry_hosts"),
     Heeded(("plugins", TRANSFER, "config_path"), "registry_hosts"),
+    Heeded(("plugins", VERIFIER, "bin_dir"), "image_verifier_bin_dir"),
+    Heeded(("plugins", VERIFIER, "max_verifiers"), "image_verifiers_max"),
+    Heeded(("plugins", VERIFIER, "per_verifier_timeout"), "image_verifier_within_s", seconds),
     Heeded(("timeouts", "io.containerd.timeout.shim.load"), "attach_within_s", seconds),
 )
 
@@ -189,6 +193,11 @@ def default_document() -> Table:
             },
             OPT: {"path": "/opt/containerd"},
             TRANSFER: {"config_path": ""},
+            VERIFIER: {
+                "bin_dir": "/opt/containerd/image-verifier/bin",
+                "max_verifiers": ours.image_verifiers_max,
+                "per_verifier_timeout": f"{ours.image_verifier_within_s:g}s",
+            },
             GRPC: {"address": "/run/containerd/containerd.sock", "uid": 0, "gid": 0},
             TTRPC: {"address": ""},
             DEBUG: {"address": ""},

@@ -76,11 +76,15 @@ class Pull:
         return self._target
 
     @asynccontextmanager
-    async def begun(self) -> AsyncGenerator[None]:
+    async def begun(
+        self, judge: Callable[[Descriptor], Awaitable[None]]
+    ) -> AsyncGenerator[None]:
         """The manifests are here, and their blobs are coming; at the end of the block all are
-        here. What goes wrong with one of them ends the block."""
+        here. What goes wrong with one of them ends the block. `judge` may refuse what the name
+        was resolved to, before anything is fetched."""
         registry = self._source.registry
         self._target = await registry.resolve()
+        await judge(self._target)
         await self._report(Progress(event="pulling image content", name=registry.remote.text))
         if not await self._walk(self._target, INDEX_DEPTH_MAX, metadata_only=False):
             raise NotFound("no match for platform in manifest: not found")
