@@ -120,6 +120,27 @@ class Images:
 
         return await self._store.write(work)
 
+    async def put(self, namespace: str, image: Image) -> Image:
+        """Name a target; a name that exists points to it afterwards, and keeps its other labels."""
+        check_namespace(namespace)
+        check_image(image)
+        return await self._store.write(lambda tx: _put(tx, namespace, image))
+
+    async def tag(self, namespace: str, source: str, name: str) -> Image:
+        """Give an image a further name, or let that name point to it from now on."""
+        check_namespace(namespace)
+
+        def work(tx: Transaction) -> Image:
+            record = tx.get("image", namespace, source)
+            if record is None:
+                raise NotFound(f"image {quoted(source)}: not found")
+            target = image_from_record(source, record).target
+            tagged = Image(name=name, target=target)
+            check_image(tagged)
+            return _put(tx, namespace, tagged)
+
+        return await self._store.write(work)
+
     async def delete(
         self, namespace: str, name: str, *, target_digest: str = "", lease: str = ""
     ) -> None:
@@ -244,6 +265,24 @@ def _to_record(image: Image) -> Record:
 def _kept(image: Image) -> Image:
     target = replace(image.target, annotations=stored_labels(image.target.annotations))
     return replace(image, labels=stored_labels(image.labels), target=target)
+
+
+def _put(tx: Transaction, namespace: str, image: Image) -> Image:
+    record = tx.get("image", namespace, image.name)
+    old = None if record is None else image_from_record(image.name, record)
+    made = _kept(
+        replace(
+            image,
+            labels={**({} if old is None else old.labels), **image.labels},
+            created_at=tx.now_ns if old is None else old.created_at,
+            updated_at=tx.now_ns,
+        )
+    )
+    stamped = stamp_if_expiring(made.labels, record) if record else stamp_if_expiring(made.labels)
+    tx.put("image", namespace, made.name, {**_to_record(made), **stamped})
+    verb, event = ("create", "ImageCreate") if old is None else ("update", "ImageUpdate")
+    _emit(tx, namespace, verb, event, made)
+    return made
 
 
 def _lease_if_expiring(tx: Transaction, namespace: str, lease: str, image: Image) -> None:

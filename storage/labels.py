@@ -20,6 +20,9 @@ _IDENTIFIER = re.compile(IDENTIFIER.removeprefix("^").removesuffix("$"), re.ASCI
 LABEL_BYTES_MAX = 4096
 LABEL_KEY_SHOWN_MAX = 64
 
+# On an image: it stays whatever is pruned. CRI sets it on pinned images.
+PIN_LABEL, PINNED = "io.cri-containerd.pinned", "pinned"
+
 
 ESCAPES = {
     "\a": "\\a", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\v": "\\v",

@@ -12,10 +12,14 @@ from google.protobuf.empty_pb2 import Empty
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 
+from ...actors.errors import FailedPrecondition
+from ...storage.labels import PIN_LABEL, PINNED
 from ...storage.reference import normalize
 from ..grpc.client import ClientCall
 from ..proto.services import admin_pb2, images_pb2
+from ..proto.types_pb2 import Platform
 from .output import ago, format_option, records, say, write_all
+from .platforms import platform_option
 from .session import Where
 
 CHUNK_BYTES = 1 << 20
@@ -51,15 +55,22 @@ async def _list(where: Where) -> list[dict[str, Any]]:
 
 
 @images.command(name="rm")
+@click.option("--force", "-f", is_flag=True, help="Pinned ones too.")
 @click.argument("names", nargs=-1, required=True)
 @click.pass_obj
-def remove(where: Where, names: tuple[str, ...]) -> None:
+def remove(where: Where, force: bool, names: tuple[str, ...]) -> None:
     """Remove images; what nothing else needs goes with them."""
 
     async def work() -> None:
         async with where.session() as session:
-            for name in names:
-                request = images_pb2.DeleteImageRequest(name=normalize(name), sync=True)
+            for name in map(normalize, names):
+                found = images_pb2.GetImageRequest(name=name)
+                image = (await session.call("Images/Get", found, images_pb2.GetImageResponse)).image
+                if image.labels.get(PIN_LABEL) == PINNED and not force:
+                    raise FailedPrecondition(
+                        f"image {name} is pinned: unpin it, or remove it with --force"
+                    )
+                request = images_pb2.DeleteImageRequest(name=name, sync=True)
                 await session.call("Images/Delete", request, Empty)
                 say(name)
 
@@ -69,17 +80,31 @@ def remove(where: Where, names: tuple[str, ...]) -> None:
 @click.command(name="import")
 @click.option("--base-name", default="", help="Names for images that bring none.")
 @click.option("--no-unpack", "skip_unpack", is_flag=True, help="Leave that to the first run.")
+@platform_option("Name and unpack what is for this one, not for the daemon's; repeated: for each.")
+@click.option("--all-platforms", is_flag=True, help="Leave no image out for its platforms.")
 @click.argument("archive", type=click.Path(allow_dash=True))
 @click.pass_obj
-def import_(where: Where, base_name: str, skip_unpack: bool, archive: str) -> None:
+def import_(
+    where: Where,
+    base_name: str,
+    skip_unpack: bool,
+    platforms: tuple[Platform, ...],
+    all_platforms: bool,
+    archive: str,
+) -> None:
     """Take in an OCI or Docker archive; - is standard input."""
-    trio.run(_import, where, archive, base_name, skip_unpack)
+    first = admin_pb2.ImportRequest(
+        base_name=base_name,
+        skip_unpack=skip_unpack,
+        platforms=platforms,
+        all_platforms=all_platforms,
+    )
+    trio.run(_import, where, archive, first)
 
 
-async def _import(where: Where, archive: str, base_name: str, skip_unpack: bool) -> None:
+async def _import(where: Where, archive: str, first: admin_pb2.ImportRequest) -> None:
     source = 0 if archive == "-" else os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
     total = None if source == 0 else Path(archive).stat().st_size
-    first = admin_pb2.ImportRequest(base_name=base_name, skip_unpack=skip_unpack)
     # Bars on a terminal's stderr; the names that came in are the answer, on stdout.
     console = Console(stderr=True)
     with Progress(
@@ -124,13 +149,25 @@ async def _feed(
     type=click.Path(allow_dash=True),
     help="The archive; - is standard output.",
 )
+@platform_option("Of an image for several, what is for this one.")
+@click.option("--all-platforms", is_flag=True, help="All that is listed, and all must be here.")
 @click.argument("names", nargs=-1, required=True)
 @click.pass_obj
-def export(where: Where, output: str, names: tuple[str, ...]) -> None:
-    """Write images as one OCI archive."""
+def export(
+    where: Where,
+    output: str,
+    platforms: tuple[Platform, ...],
+    all_platforms: bool,
+    names: tuple[str, ...],
+) -> None:
+    """Write images as one OCI archive: what is here of them as a whole."""
 
     async def work() -> None:
-        request = admin_pb2.ExportRequest(images=[normalize(name) for name in names])
+        request = admin_pb2.ExportRequest(
+            images=[normalize(name) for name in names],
+            platforms=platforms,
+            all_platforms=all_platforms,
+        )
         partial = Path(output + ".partial")
         target = 1 if output == "-" else os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         async with where.session() as session:

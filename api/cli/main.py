@@ -14,7 +14,7 @@ import trio
 from ...actors.errors import Refusal
 from ..config import DEFAULT_ADDRESS
 from ..status import CallFailed
-from . import containers, faults, images, run, stores, system, why
+from . import containers, faults, imagecare, imagemaking, images, run, stores, system, why
 from .session import Where
 
 
@@ -64,12 +64,15 @@ for _command in (
     *run.COMMANDS,
     *containers.COMMANDS,
     *images.COMMANDS,
+    *imagemaking.COMMANDS,
     *stores.COMMANDS,
     *system.COMMANDS,
     *faults.COMMANDS,
     *why.COMMANDS,
 ):
     cli.add_command(_command)
+for _command in imagecare.COMMANDS:
+    images.images.add_command(_command)
 
 
 def main(args: list[str] | None = None) -> NoReturn:

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 import trio
 
-from ...actors.errors import InvalidArgument
+from ...actors.errors import InvalidArgument, NotFound
 from ...runtime.launch import Wanted
 from ...runtime.shims import fork_server
 from ...runtime.spec import BindMount
 from ...storage.events import GAP_TOPIC, Event
 from ...storage.faults import Fault
+from ...storage.platform import host as this_host
 from ...supervision.report import CrashReport
 from ..anys import timestamp
 from ..grpc.call import Call, Context
@@ -20,6 +21,8 @@ from ..host import Host
 from ..identity import VERSION
 from ..proto.services import admin_pb2 as pb
 from ..treetext import node_to
+from ..types import platform_from
+from .adminimages import image_methods
 from .events import to_envelope
 
 if TYPE_CHECKING:
@@ -114,7 +117,13 @@ def service(host: Host) -> Service:
                 piece = pb.ExportResponse(data=data[start : start + EXPORT_CHUNK])
                 trio.from_thread.run(call.send, piece)
 
-        await host.image_keeper.give_out(call.namespace(), list(request.images), write)
+        await host.image_keeper.give_out(
+            call.namespace(),
+            list(request.images),
+            write,
+            platforms=[platform_from(one) for one in request.platforms],
+            all_platforms=request.all_platforms,
+        )
 
     return implement(
         pb.DESCRIPTOR.services_by_name["Admin"],
@@ -130,6 +139,7 @@ def service(host: Host) -> Service:
             "Import": import_,
             "Export": export,
             "Events": events,
+            **image_methods(host),
         },
     )
 
@@ -141,11 +151,22 @@ async def _import(host: Host, call: ImportCall) -> None:
     namespace = call.namespace()
     await call.send(pb.ImportResponse(step="receive"))
     source = cast("BinaryIO", _Incoming(first.data, call))
-    images = await host.image_keeper.take_in(namespace, source, base_name=first.base_name)
+    platforms = [platform_from(one) for one in first.platforms]
+    images = await host.image_keeper.take_in(
+        namespace,
+        source,
+        base_name=first.base_name,
+        platforms=() if first.all_platforms else platforms or None,
+    )
     for image in images:
         if not first.skip_unpack:
             await call.send(pb.ImportResponse(step="unpack", subject=image.name))
-            await host.image_keeper.unpack(namespace, image, host.snapshotter())
+            for platform in platforms or [this_host()]:
+                try:
+                    await host.image_keeper.unpack(namespace, image, host.snapshotter(), platform)
+                except NotFound:
+                    if len(platforms) < 2 and not first.all_platforms:
+                        raise
         digest = image.target.digest
         await call.send(pb.ImportResponse(step="done", subject=image.name, digest=digest))
 

@@ -76,9 +76,7 @@ class Pull:
         return self._target
 
     @asynccontextmanager
-    async def begun(
-        self, judge: Callable[[Descriptor], Awaitable[None]]
-    ) -> AsyncGenerator[None]:
+    async def begun(self, judge: Callable[[Descriptor], Awaitable[None]]) -> AsyncGenerator[None]:
         """The manifests are here, and their blobs are coming; at the end of the block all are
         here. What goes wrong with one of them ends the block. `judge` may refuse what the name
         was resolved to, before anything is fetched."""

@@ -30,7 +30,10 @@ from terminal import on_a_terminal
 seen, status = on_a_terminal(sys.argv[1:], "exit\\n", "/ # ")
 print(seen); sys.exit(status)' """
 OPTION = r"(?<![\w-])--?[a-z][a-z-]*"
-SUBCOMMANDS = ("rm", "usage", "get", "remove", "teardown", "default", "dump", "migrate")
+SUBCOMMANDS = (
+    *("rm", "usage", "get", "remove", "teardown", "default", "dump", "migrate"),
+    *("tag", "inspect", "check", "prune", "mount", "unmount", "pin", "unpin"),
+)
 EVERYWHERE = {"-h", "--help", "--version"}
 
 
@@ -183,7 +186,8 @@ def real(command: click.Command, name: str = "") -> Iterator[tuple[str, list[set
     """Every command that is not hidden, with the names of each of its options."""
     runs_alone = not isinstance(command, click.Group) or command.invoke_without_command
     if runs_alone or not name:
-        yield name, [{*each.opts} for each in command.params if isinstance(each, click.Option)]
+        options = [each for each in command.params if isinstance(each, click.Option)]
+        yield name, [{*each.opts, *each.secondary_opts} for each in options]
     if isinstance(command, click.Group):
         for key, inner in command.commands.items():
             if not inner.hidden:

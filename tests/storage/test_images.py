@@ -44,6 +44,26 @@ async def test_an_image_is_kept_as_it_was_given(store: Store, images: Images) ->
     ]
 
 
+async def test_a_name_is_put_whether_it_exists_or_not(store: Store, images: Images) -> None:
+    put = await images.put("default", BUSYBOX)
+    moved = replace(BUSYBOX, target=replace(TARGET, digest=OTHER), labels={"m": "2"})
+    moved = await images.put("default", moved)
+    assert images.list("default") == [moved]
+    assert (moved.target.digest, moved.labels) == (OTHER, {"l": "1", "m": "2"})
+    assert moved.created_at == put.created_at < moved.updated_at
+    tagged = await images.tag("default", "busybox", "other")
+    assert (tagged.target, tagged.labels) == (moved.target, {})
+    assert [topic for topic, _ in await topics(store)] == [
+        "/images/create",
+        "/images/update",
+        "/images/create",
+    ]
+    with pytest.raises(NotFound, match='image "never": not found'):
+        await images.tag("default", "never", "other")
+    with pytest.raises(InvalidArgument, match="name must not be empty"):
+        await images.tag("default", "busybox", "")
+
+
 async def test_an_epoch_replaces_the_time_of_day(images: Images) -> None:
     created = await images.create("default", BUSYBOX, at_ns=5)
     assert (created.created_at, created.updated_at) == (5, 5)

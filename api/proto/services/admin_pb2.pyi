@@ -282,14 +282,18 @@ class EventsResponse(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., envelope: _Optional[_Union[_types_pb2.Envelope, _Mapping]] = ..., lost_from: _Optional[int] = ...) -> None: ...
 
 class ImportRequest(_message.Message):
-    __slots__ = ("data", "base_name", "skip_unpack")
+    __slots__ = ("data", "base_name", "skip_unpack", "platforms", "all_platforms")
     DATA_FIELD_NUMBER: _ClassVar[int]
     BASE_NAME_FIELD_NUMBER: _ClassVar[int]
     SKIP_UNPACK_FIELD_NUMBER: _ClassVar[int]
+    PLATFORMS_FIELD_NUMBER: _ClassVar[int]
+    ALL_PLATFORMS_FIELD_NUMBER: _ClassVar[int]
     data: bytes
     base_name: str
     skip_unpack: bool
-    def __init__(self, data: _Optional[bytes] = ..., base_name: _Optional[str] = ..., skip_unpack: _Optional[bool] = ...) -> None: ...
+    platforms: _containers.RepeatedCompositeFieldContainer[_types_pb2.Platform]
+    all_platforms: bool
+    def __init__(self, data: _Optional[bytes] = ..., base_name: _Optional[str] = ..., skip_unpack: _Optional[bool] = ..., platforms: _Optional[_Iterable[_Union[_types_pb2.Platform, _Mapping]]] = ..., all_platforms: _Optional[bool] = ...) -> None: ...
 
 class ImportResponse(_message.Message):
     __slots__ = ("step", "subject", "digest")
@@ -302,13 +306,255 @@ class ImportResponse(_message.Message):
     def __init__(self, step: _Optional[str] = ..., subject: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class ExportRequest(_message.Message):
-    __slots__ = ("images",)
+    __slots__ = ("images", "platforms", "all_platforms")
     IMAGES_FIELD_NUMBER: _ClassVar[int]
+    PLATFORMS_FIELD_NUMBER: _ClassVar[int]
+    ALL_PLATFORMS_FIELD_NUMBER: _ClassVar[int]
     images: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, images: _Optional[_Iterable[str]] = ...) -> None: ...
+    platforms: _containers.RepeatedCompositeFieldContainer[_types_pb2.Platform]
+    all_platforms: bool
+    def __init__(self, images: _Optional[_Iterable[str]] = ..., platforms: _Optional[_Iterable[_Union[_types_pb2.Platform, _Mapping]]] = ..., all_platforms: _Optional[bool] = ...) -> None: ...
 
 class ExportResponse(_message.Message):
     __slots__ = ("data",)
     DATA_FIELD_NUMBER: _ClassVar[int]
     data: bytes
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
+class TagImageRequest(_message.Message):
+    __slots__ = ("source", "name")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    name: str
+    def __init__(self, source: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+
+class TagImageResponse(_message.Message):
+    __slots__ = ("digest",)
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    def __init__(self, digest: _Optional[str] = ...) -> None: ...
+
+class InspectImageRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class InspectImageResponse(_message.Message):
+    __slots__ = ("document",)
+    DOCUMENT_FIELD_NUMBER: _ClassVar[int]
+    document: str
+    def __init__(self, document: _Optional[str] = ...) -> None: ...
+
+class ImageUsageRequest(_message.Message):
+    __slots__ = ("names",)
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, names: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ImageUse(_message.Message):
+    __slots__ = ("name", "content", "snapshots", "shared")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    content: int
+    snapshots: int
+    shared: int
+    def __init__(self, name: _Optional[str] = ..., content: _Optional[int] = ..., snapshots: _Optional[int] = ..., shared: _Optional[int] = ...) -> None: ...
+
+class ImageUsageResponse(_message.Message):
+    __slots__ = ("images", "content", "snapshots")
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
+    images: _containers.RepeatedCompositeFieldContainer[ImageUse]
+    content: int
+    snapshots: int
+    def __init__(self, images: _Optional[_Iterable[_Union[ImageUse, _Mapping]]] = ..., content: _Optional[int] = ..., snapshots: _Optional[int] = ...) -> None: ...
+
+class CheckImagesRequest(_message.Message):
+    __slots__ = ("names", "verify")
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    VERIFY_FIELD_NUMBER: _ClassVar[int]
+    names: _containers.RepeatedScalarFieldContainer[str]
+    verify: bool
+    def __init__(self, names: _Optional[_Iterable[str]] = ..., verify: _Optional[bool] = ...) -> None: ...
+
+class CheckedPlatform(_message.Message):
+    __slots__ = ("platform", "digest", "state", "here", "blobs", "here_bytes", "size_bytes", "unpacked", "missing", "damaged")
+    PLATFORM_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    HERE_FIELD_NUMBER: _ClassVar[int]
+    BLOBS_FIELD_NUMBER: _ClassVar[int]
+    HERE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    UNPACKED_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
+    platform: str
+    digest: str
+    state: str
+    here: int
+    blobs: int
+    here_bytes: int
+    size_bytes: int
+    unpacked: _containers.RepeatedScalarFieldContainer[str]
+    missing: _containers.RepeatedScalarFieldContainer[str]
+    damaged: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, platform: _Optional[str] = ..., digest: _Optional[str] = ..., state: _Optional[str] = ..., here: _Optional[int] = ..., blobs: _Optional[int] = ..., here_bytes: _Optional[int] = ..., size_bytes: _Optional[int] = ..., unpacked: _Optional[_Iterable[str]] = ..., missing: _Optional[_Iterable[str]] = ..., damaged: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class CheckImagesResponse(_message.Message):
+    __slots__ = ("name", "digest", "platforms", "missing", "damaged", "good")
+    class DamagedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PLATFORMS_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
+    GOOD_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    digest: str
+    platforms: _containers.RepeatedCompositeFieldContainer[CheckedPlatform]
+    missing: _containers.RepeatedScalarFieldContainer[str]
+    damaged: _containers.ScalarMap[str, str]
+    good: bool
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., platforms: _Optional[_Iterable[_Union[CheckedPlatform, _Mapping]]] = ..., missing: _Optional[_Iterable[str]] = ..., damaged: _Optional[_Mapping[str, str]] = ..., good: _Optional[bool] = ...) -> None: ...
+
+class PruneImagesRequest(_message.Message):
+    __slots__ = ("all", "filters", "older_than_s", "dry_run")
+    ALL_FIELD_NUMBER: _ClassVar[int]
+    FILTERS_FIELD_NUMBER: _ClassVar[int]
+    OLDER_THAN_S_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    all: bool
+    filters: _containers.RepeatedScalarFieldContainer[str]
+    older_than_s: float
+    dry_run: bool
+    def __init__(self, all: _Optional[bool] = ..., filters: _Optional[_Iterable[str]] = ..., older_than_s: _Optional[float] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+
+class PruneImagesResponse(_message.Message):
+    __slots__ = ("images", "freed")
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    FREED_FIELD_NUMBER: _ClassVar[int]
+    images: _containers.RepeatedScalarFieldContainer[str]
+    freed: int
+    def __init__(self, images: _Optional[_Iterable[str]] = ..., freed: _Optional[int] = ...) -> None: ...
+
+class MountImageRequest(_message.Message):
+    __slots__ = ("name", "directory", "writable", "platform", "snapshotter")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    WRITABLE_FIELD_NUMBER: _ClassVar[int]
+    PLATFORM_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOTTER_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    directory: str
+    writable: bool
+    platform: _types_pb2.Platform
+    snapshotter: str
+    def __init__(self, name: _Optional[str] = ..., directory: _Optional[str] = ..., writable: _Optional[bool] = ..., platform: _Optional[_Union[_types_pb2.Platform, _Mapping]] = ..., snapshotter: _Optional[str] = ...) -> None: ...
+
+class MountImageResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class UnmountImageRequest(_message.Message):
+    __slots__ = ("directory",)
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    directory: str
+    def __init__(self, directory: _Optional[str] = ...) -> None: ...
+
+class UnmountImageResponse(_message.Message):
+    __slots__ = ("mount",)
+    MOUNT_FIELD_NUMBER: _ClassVar[int]
+    mount: ImageMount
+    def __init__(self, mount: _Optional[_Union[ImageMount, _Mapping]] = ...) -> None: ...
+
+class ListImageMountsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ImageMount(_message.Message):
+    __slots__ = ("directory", "image", "snapshotter", "writable", "stands")
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOTTER_FIELD_NUMBER: _ClassVar[int]
+    WRITABLE_FIELD_NUMBER: _ClassVar[int]
+    STANDS_FIELD_NUMBER: _ClassVar[int]
+    directory: str
+    image: str
+    snapshotter: str
+    writable: bool
+    stands: bool
+    def __init__(self, directory: _Optional[str] = ..., image: _Optional[str] = ..., snapshotter: _Optional[str] = ..., writable: _Optional[bool] = ..., stands: _Optional[bool] = ...) -> None: ...
+
+class ListImageMountsResponse(_message.Message):
+    __slots__ = ("mounts",)
+    MOUNTS_FIELD_NUMBER: _ClassVar[int]
+    mounts: _containers.RepeatedCompositeFieldContainer[ImageMount]
+    def __init__(self, mounts: _Optional[_Iterable[_Union[ImageMount, _Mapping]]] = ...) -> None: ...
+
+class ConvertImageRequest(_message.Message):
+    __slots__ = ("source", "name", "compression", "oci", "platforms", "labels")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    COMPRESSION_FIELD_NUMBER: _ClassVar[int]
+    OCI_FIELD_NUMBER: _ClassVar[int]
+    PLATFORMS_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    name: str
+    compression: str
+    oci: bool
+    platforms: _containers.RepeatedCompositeFieldContainer[_types_pb2.Platform]
+    labels: _containers.ScalarMap[str, str]
+    def __init__(self, source: _Optional[str] = ..., name: _Optional[str] = ..., compression: _Optional[str] = ..., oci: _Optional[bool] = ..., platforms: _Optional[_Iterable[_Union[_types_pb2.Platform, _Mapping]]] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class ConvertImageResponse(_message.Message):
+    __slots__ = ("digest", "changed")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    changed: bool
+    def __init__(self, digest: _Optional[str] = ..., changed: _Optional[bool] = ...) -> None: ...
+
+class CommitContainerRequest(_message.Message):
+    __slots__ = ("container", "name", "author", "message", "changes", "pause", "source_date_epoch")
+    CONTAINER_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    AUTHOR_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    PAUSE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_DATE_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    container: str
+    name: str
+    author: str
+    message: str
+    changes: _containers.RepeatedScalarFieldContainer[str]
+    pause: bool
+    source_date_epoch: int
+    def __init__(self, container: _Optional[str] = ..., name: _Optional[str] = ..., author: _Optional[str] = ..., message: _Optional[str] = ..., changes: _Optional[_Iterable[str]] = ..., pause: _Optional[bool] = ..., source_date_epoch: _Optional[int] = ...) -> None: ...
+
+class CommitContainerResponse(_message.Message):
+    __slots__ = ("digest",)
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    def __init__(self, digest: _Optional[str] = ...) -> None: ...
