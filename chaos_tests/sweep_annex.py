@@ -1,5 +1,6 @@
 """The operations of the parts beside records and tasks: who restarts, sandboxes, activated mounts,
-the differ, transfers, proxied snapshots, loggers, foreign shims, a collection that is under way."""
+the differ, transfers, images, proxied snapshots, loggers, foreign shims, a collection that is under
+way."""
 
 import hashlib
 import json
@@ -20,6 +21,7 @@ from holdfast.runtime.restartpolicy import COUNT, STATUS
 
 from . import sweep_asks as asks
 from . import sweep_box as box
+from . import sweep_images as images
 from . import sweep_pods as pods
 from . import sweep_sources as sources
 from . import sweep_transfers as transfers
@@ -120,6 +122,7 @@ def operations(other: Path, other_name: str) -> Sequence[Operation]:
             after=[forget_theirs],
         ),
         *shim,
+        *images.operations(other_name),
         Operation(
             name="run with a capped log",
             before=[_create_talker],

@@ -77,6 +77,8 @@ class Told:
     containers: set[str] = field(default_factory=set[str])
     images: set[str] = field(default_factory=set[str])
     snapshots: set[str] = field(default_factory=set[str])
+    ever: set[str] = field(default_factory=set[str])
+    """Every snapshot of which there was an event."""
     tasks: dict[str, str] = field(default_factory=dict[str, str])
     pods: dict[str, str] = field(default_factory=dict[str, str])
     """As far as events tell: a shutdown is not told."""
@@ -243,12 +245,16 @@ def _add(told: Told, event: admin_pb2.EventsResponse) -> None:
             take(told.images, read(images_pb2.ImageDelete).name)
         case "/snapshot/prepare":
             put(told.snapshots, read(events_pb2.SnapshotPrepare).key)
+            told.ever |= told.snapshots
         case "/snapshot/commit":
             commit = read(events_pb2.SnapshotCommit)
             take(told.snapshots, commit.key)
             put(told.snapshots, commit.name)
+            told.ever.add(commit.name)
         case "/snapshot/remove":
-            take(told.snapshots, read(events_pb2.SnapshotRemove).key)
+            # Of a view, too; and that one was made is not told.
+            if (gone_key := read(events_pb2.SnapshotRemove).key) in told.ever:
+                take(told.snapshots, gone_key)
         case "/tasks/create":
             id = read(events_pb2.TaskCreate).container_id
             _step(told, id, topic, "", "CREATED")
