@@ -5,6 +5,8 @@ import sys
 
 import structlog
 
+# They would tell of every URL, with a query in which a registry puts what lets one in.
+HTTP_CLIENTS = ("httpx2", "httpcore2")
 LEVELS = {"debug": 10, "info": 20, "warn": 30, "error": 40}
 
 
@@ -13,6 +15,8 @@ def set_up_logging(level: str) -> None:
     number = LEVELS[level]
     logging.basicConfig(level=number, stream=sys.stderr, format="%(name)s: %(message)s")
     logging.getLogger("hpack").setLevel(logging.WARNING)  # it tells of every header's every bit
+    for name in HTTP_CLIENTS:
+        logging.getLogger(name).setLevel(logging.WARNING)
     terminal = sys.stderr.isatty()
     structlog.configure(
         processors=[
