@@ -14,7 +14,20 @@ import trio
 from ...actors.errors import Refusal
 from ..config import DEFAULT_ADDRESS
 from ..status import CallFailed
-from . import containers, faults, imagecare, imagemaking, images, run, stores, system, why
+from . import (
+    containers,
+    faults,
+    imagecare,
+    imagemaking,
+    images,
+    login,
+    pull,
+    run,
+    stores,
+    system,
+    why,
+)
+from .output import one_line
 from .session import Where
 
 
@@ -65,6 +78,8 @@ for _command in (
     *containers.COMMANDS,
     *images.COMMANDS,
     *imagemaking.COMMANDS,
+    *pull.COMMANDS,
+    *login.COMMANDS,
     *stores.COMMANDS,
     *system.COMMANDS,
     *faults.COMMANDS,
@@ -105,7 +120,7 @@ def _complain(error: BaseException) -> NoReturn:
         sys.exit(error.exit_code)
     if not isinstance(error, Refusal | CallFailed | OSError):
         raise error
-    sys.stderr.write(f"holdfast: {error}\n")
+    sys.stderr.write(f"holdfast: {one_line(str(error))}\n")
     sys.exit(1)
 
 

@@ -27,6 +27,11 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+def one_line(text: str) -> str:
+    """A stranger's text in one line, with nothing in it that a terminal would obey."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+
+
 def write_all(target: int, data: bytes) -> None:
     """Write every byte to a descriptor, however small the pieces it takes. Blocks."""
     view = memoryview(data)
@@ -82,6 +87,15 @@ def size(count: int) -> str:
     while value >= 1024 and unit < len(UNITS) - 1:
         value, unit = value / 1024, unit + 1
     return f"{count} B" if unit == 0 else f"{value:.1f} {UNITS[unit]}"
+
+
+def bytes_of(option: str, text: str) -> int:
+    """A number of bytes that a person wrote: `16m` is 16 MiB; 0 for nothing."""
+    scale = {"k": 10, "m": 20, "g": 30}.get(text[-1:].lower(), 0)
+    digits = text[:-1] if scale else text
+    if text and not (digits.isascii() and digits.isdigit()):
+        raise click.UsageError(f"{option} {text!r} is not a number with k, m or g")
+    return int(digits or 0) << scale
 
 
 def moment(seconds: int) -> str:

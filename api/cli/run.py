@@ -18,8 +18,8 @@ from ...actors.errors import FailedPrecondition, InvalidArgument, NotFound, Refu
 from .. import logfiles
 from ..anys import PROCESS_URL
 from ..proto.services import admin_pb2, containers_pb2, tasks_pb2
-from . import logs, stdio
-from .output import say
+from . import logs, pull, stdio
+from .output import bytes_of, say
 from .session import Session, Where
 
 FORGET_WITHIN_S = 0.2  # to remove an exec that is over; one that is not is left alone
@@ -56,6 +56,13 @@ FORGET_WITHIN_S = 0.2  # to remove an exec that is over; one that is not is left
 @click.option("--pids-limit", type=int, default=0, help="Processes and threads at most.")
 @click.option("--label", "-l", multiple=True, metavar="NAME=VALUE", help="Kept in the record.")
 @click.option("--snapshotter", default="", metavar="NAME", help="The daemon's own otherwise.")
+@click.option(
+    "--pull",
+    type=click.Choice(["missing", "always", "never"]),
+    default="missing",
+    show_default=True,
+    help="When to bring the image in from its registry first.",
+)
 @click.argument("image")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
@@ -78,22 +85,28 @@ def run(context: click.Context, /, image: str, command: tuple[str, ...], **given
         binds=[_bind(text) for text in given["volume"]],
         tmpfs=given["tmpfs"],
         host_network=given["network"] == "host",
-        memory_limit=_bytes(given["memory"]),
+        memory_limit=bytes_of("--memory", given["memory"]),
         cpus=given["cpus"],
         pids_limit=given["pids_limit"],
         labels=dict(_pair(text) for text in given["label"]),
         snapshotter=given["snapshotter"],
     )
     if given["detach"]:
-        trio.run(_detached, where, request)
+        trio.run(_detached, where, request, given["pull"])
         return
-    context.exit(trio.run(_attached, where, request, given["interactive"], given["remove"]))
+    interactive, remove = given["interactive"], given["remove"]
+    context.exit(trio.run(_attached, where, request, given["pull"], interactive, remove))
 
 
 async def _attached(
-    where: Where, request: admin_pb2.CreateContainerRequest, interactive: bool, remove: bool
+    where: Where,
+    request: admin_pb2.CreateContainerRequest,
+    policy: pull.Policy,
+    interactive: bool,
+    remove: bool,
 ) -> int:
     async with where.session_or_host() as session:
+        await pull.ensure(session, request.image, policy, request.snapshotter)
         container = await _create(session, request)
         try:
             with stdio.pipes(interactive=interactive, terminal=request.terminal) as names:
@@ -109,9 +122,12 @@ async def _attached(
         return status
 
 
-async def _detached(where: Where, request: admin_pb2.CreateContainerRequest) -> None:
+async def _detached(
+    where: Where, request: admin_pb2.CreateContainerRequest, policy: pull.Policy
+) -> None:
     """The output goes straight into files of the daemon's root, which `logs` reads."""
     async with where.session() as session:
+        await pull.ensure(session, request.image, policy, request.snapshotter)
         root = Path((await session.info()).root)
         if not request.name:
             request.name = uuid.uuid4().hex[:12]
@@ -343,14 +359,6 @@ def _bind(text: str) -> admin_pb2.Bind:
     if not source.startswith("/") or not target.startswith("/") or mode not in ("", "ro", "rw"):
         raise click.UsageError(f"--volume {text!r} is not /HOST:/CONTAINER[:ro]")
     return admin_pb2.Bind(source=source, target=target, read_only=mode == "ro")
-
-
-def _bytes(text: str) -> int:
-    scale = {"k": 10, "m": 20, "g": 30}.get(text[-1:].lower(), 0)
-    digits = text[:-1] if scale else text
-    if text and not digits.isdigit():
-        raise click.UsageError(f"--memory {text!r} is not a number with k, m or g")
-    return int(digits or 0) << scale
 
 
 def _pair(text: str) -> tuple[str, str]:

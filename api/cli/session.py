@@ -6,7 +6,7 @@ private socket, and is a client of that. Every other command needs the daemon.
 
 import os
 import tempfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,11 +46,16 @@ class Session:
         return {"containerd-namespace": self.namespace}
 
     async def call(
-        self, path: str, request: Message, answer: type[A], within_s: float | None = CALL_WITHIN_S
+        self,
+        path: str,
+        request: Message,
+        answer: type[A],
+        within_s: float | None = CALL_WITHIN_S,
+        metadata: Mapping[str, str] | None = None,
     ) -> A:
         """A unary call; `path` is Service/Method of containerd, or admin's in full."""
         return await self.channel.unary(
-            _full(path), request, answer, metadata=self.metadata, timeout_s=within_s
+            _full(path), request, answer, {**self.metadata, **(metadata or {})}, within_s
         )
 
     @asynccontextmanager

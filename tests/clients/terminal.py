@@ -8,15 +8,23 @@ import struct
 import subprocess
 import termios
 import time
+from collections.abc import Mapping
 
 
 def on_a_terminal(
-    words: list[str], typed: str = "", after: str = "", rows: int = 24, columns: int = 80
+    words: list[str],
+    typed: str = "",
+    after: str = "",
+    rows: int = 24,
+    columns: int = 80,
+    environment: Mapping[str, str] | None = None,
 ) -> tuple[str, int]:
     """Run a program on a pty of the given size; type once `after` was seen."""
     main, side = pty.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-    process = subprocess.Popen(words, stdin=side, stdout=side, stderr=side, start_new_session=True)
+    process = subprocess.Popen(
+        words, stdin=side, stdout=side, stderr=side, env=environment, start_new_session=True
+    )
     os.close(side)
     seen, deadline = b"", time.monotonic() + 30
     try:

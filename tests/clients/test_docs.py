@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -161,6 +162,20 @@ def test_docker_runs_on_holdfast_as_its_page_says(base: Path) -> None:
     assert said.count("\nclock\n") == 1
     assert len(re.findall(r"^\w+ \w+ +\d+ [\d:]+ UTC \d+$", said, re.MULTILINE)) > 2
     assert len([line for line in said.splitlines() if "while true" in line]) >= 2
+
+
+@pytest.mark.root
+@pytest.mark.slow
+def test_images_come_from_registries_as_the_page_says(base: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shell = in_place("".join(blocks("docs/registries.md", "sh")), base)
+    said = run(base, shell.replace("localhost:5000", f"localhost:{port}"))
+    assert said.count(f"localhost:{port}/team/box:1 sha256:") == 2
+    assert "\nhello from a registry\n" in said
+    assert f"logged in at localhost:{port} as alice" in said
+    assert "\nregistry.example/team/box:1 sha256:" in said
 
 
 def in_place(text: str, base: Path) -> str:

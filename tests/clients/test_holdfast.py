@@ -137,7 +137,8 @@ def test_run_with_a_memory_limit_kills_what_takes_more(holdfast: Holdfast, name:
 def test_run_of_what_does_not_exist_is_refused_and_leaves_nothing(
     holdfast: Holdfast, name: str
 ) -> None:
-    assert "not found" in holdfast.refused("run", "--rm", "nowhere.org/never:was", "true")
+    never = ("run", "--rm", "--pull", "never", "nowhere.org/never:was", "true")
+    assert "not found" in holdfast.refused(*never)
     said = holdfast.refused("run", "--name", name, IMAGE, "/bin/never-was")
     assert "never-was" in said
     assert len(said.splitlines()) == 1

@@ -129,8 +129,13 @@ def token_server(certificate: Path, key: Path, asked: list[TokenAsked]) -> Itera
             self._give(form, known=by_password or form.get("refresh_token") == [SECRET])
 
         def _give(self, wanted: dict[str, list[str]], *, known: bool) -> None:
-            scopes = " ".join(wanted["scope"]).split()
+            # Who only logs in asks for no scope.
+            scopes = " ".join(wanted.get("scope", [])).split()
             asked.append(TokenAsked(self.command, known, scopes))
+            shown = {"refresh_token", "password"} & set(wanted) or self.headers["Authorization"]
+            if shown and not known:
+                self.send_error(401)
+                return
             access: list[dict[str, object]] = []
             for scope in scopes:
                 kind, name, actions = scope.split(":")

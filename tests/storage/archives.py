@@ -83,9 +83,10 @@ def oci_archive(
     *,
     architectures: Sequence[str] = ("amd64",),
     missing: Sequence[str] = (),
+    layers: Sequence[bytes] | None = None,
 ) -> bytes:
     """An OCI layout: one manifest, or an index of one for each architecture."""
-    layers = busybox_layers()
+    layers = busybox_layers() if layers is None else layers
     blobs: dict[str, bytes] = {}
 
     def add(raw: bytes, media_type: str, **more: object) -> dict[str, object]:
