@@ -8,9 +8,9 @@ BIN := .venv/bin
 # What runs containers (crun, runc), what tests and benchmarks compare with (containerd with ctr and
 # its shim, Erlang's supervisor), who else drives us (dockerd with docker; where there is systemd, its
 # own service starts too), what images are made of (busybox), what they are pushed to
-# (docker-registry), what tests look with (the rest).
+# (docker-registry), who judges them (skopeo, umoci), what tests look with (the rest).
 PROGRAMS := crun runc containerd docker.io erlang-base busybox-static python3-venv procps mount iproute2 \
-	docker-registry openssl
+	docker-registry skopeo umoci openssl
 
 .PHONY: setup demo test check quick bench difftest difference chaos crash-sweep damage-sweep guest-test clean
 
