@@ -142,7 +142,8 @@ def token_server(certificate: Path, key: Path, asked: list[TokenAsked]) -> Itera
                 allowed = actions.split(",") if known else ["pull"]
                 access.append({"type": kind, "name": name, "actions": allowed})
             token = _token(certificate, key, access)
-            raw = json.dumps({"token": token}).encode()
+            field = "access_token" if self.command == "POST" else "token"
+            raw = json.dumps({field: token}).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(raw)))
             self.end_headers()

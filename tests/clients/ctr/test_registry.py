@@ -2,8 +2,10 @@
 
 import contextlib
 import hashlib
+import json
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -11,6 +13,13 @@ from pathlib import Path
 
 import pytest
 from driver import BUSYBOX, Ctr, Pair
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "registry"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "storage"))
+import servers
+from archives import oci_archive
+
+from holdfast.storage.descriptor import IMAGE_NAME
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -102,3 +111,66 @@ def test_what_the_registry_does_not_have_is_refused_alike(pair: Pair, registry: 
     said = pair.same("images", "pull", *PLAIN, f"{registry}/never/was:1", code=1)
     assert "not found" in said
     assert "not found" in pair.same("images", "push", *PLAIN, f"{registry}/never/was:1", code=1)
+
+
+@pytest.fixture
+def index(fresh: Ctr, registry: str, tmp_path: Path) -> str:
+    """An image of three platforms that the registry has, and the daemon not any more."""
+    name = f"{registry}/{fresh.words[-1]}-index:1"
+    archive = tmp_path / "index.tar"
+    archive.write_bytes(oci_archive({IMAGE_NAME: name}, architectures=("amd64", "arm64", "s390x")))
+    fresh.run("images", "import", "--no-unpack", "--all-platforms", str(archive))
+    fresh.run("images", "push", *PLAIN, name)
+    fresh.run("images", "rm", "--sync", name)
+    return name
+
+
+def platforms_of(fresh: Ctr) -> list[str]:
+    """The platforms whose configs are there."""
+    found: list[str] = []
+    for digest in fresh.run("content", "ls", "-q").split():
+        # Layers are no text, and no JSON.
+        with contextlib.suppress(ValueError):
+            document = json.loads(fresh.run("content", "get", digest))
+            if "rootfs" in document:
+                found.append(document["architecture"])
+    return sorted(found)
+
+
+def test_one_platform_of_many_is_pulled_or_several_or_all(fresh: Ctr, index: str) -> None:
+    for words, expected in (
+        ((), ["amd64"]),
+        (("--platform", "linux/arm64"), ["arm64"]),
+        (("--platform", "linux/arm64", "--platform", "linux/s390x"), ["arm64", "s390x"]),
+        (("--all-platforms",), ["amd64", "arm64", "s390x"]),
+    ):
+        fresh.run("images", "pull", *PLAIN, *words, index)
+        assert platforms_of(fresh) == expected
+        fresh.run("images", "rm", "--sync", index)
+
+
+def test_an_image_is_pulled_by_its_digest(fresh: Ctr, index: str) -> None:
+    fresh.run("images", "pull", *PLAIN, index)
+    digest = digest_of(fresh, index)
+    fresh.run("images", "rm", "--sync", index)
+    pinned = f"{index.removesuffix(':1')}@{digest}"
+    fresh.run("images", "pull", *PLAIN, pinned)
+    assert digest_of(fresh, pinned) == digest
+    name = "c-" + fresh.words[-1]
+    words = ("busybox", "cat", "/etc/motd")
+    assert fresh.run("run", "--rm", pinned, name, *words) == "hello\n"
+
+
+@pytest.mark.parametrize("auth", ["basic", "token"])
+def test_a_password_opens_a_registry(fresh: Ctr, auth: str, tmp_path: Path) -> None:
+    fresh.run("images", "import", "--no-unpack", str(fresh.daemon.base / "busybox.tar"))
+    user = ("--user", f"{servers.USER}:{servers.SECRET}")
+    with servers.registry(tmp_path / "r", auth=auth) as private:
+        name = f"{private.authority}/{fresh.words[-1]}:1"
+        fresh.run("images", "tag", BUSYBOX, name)
+        fresh.refused("images", "push", *PLAIN, name)
+        fresh.refused("images", "push", *PLAIN, "--user", f"{servers.USER}:guess", name)
+        fresh.run("images", "push", *PLAIN, *user, name)
+        fresh.run("images", "rm", "--sync", BUSYBOX, name)
+        fresh.run("images", "pull", *PLAIN, *user, name)
+        assert name in fresh.run("images", "check", "-q").split()
