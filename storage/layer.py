@@ -22,6 +22,7 @@ from pathlib import Path
 
 from ..actors.errors import InvalidArgument, Unimplemented
 from . import syscalls
+from .brought import DirectoryTimes, Names
 from .compression import PlainStream
 from .layerfile import make_device, make_fifo, make_file, make_symlink, set_attributes
 from .layerroot import Form, Root, is_whiteout
@@ -106,7 +107,13 @@ def apply(
     with blob.open("rb") as source:
         with PlainStream(source, limits.stream_bytes_max) as stream:
             with Lowers(lowers, user_attributes=user_attributes) as below:
-                root = Root(root_fd, form, below, user_attributes=user_attributes)
+                root = Root(
+                    root_fd,
+                    form,
+                    below,
+                    user_attributes=user_attributes,
+                    made_max=limits.bounds.entries_max,
+                )
                 try:
                     entries = Applier(root).run(TarReader(stream.read, limits.bounds))
                 finally:
@@ -126,9 +133,9 @@ class Applier:
     def __init__(self, root: Root) -> None:
         self._root = root
         # A directory's time is set last, for what is put into it changes it.
-        self._times_ns: dict[Parts, int] = {}
+        self._times = DirectoryTimes()
         # Names that this layer itself brought: its own whiteouts do not concern them.
-        self._brought: set[Parts] = set()
+        self._brought = Names()
 
     def run(self, reader: TarReader) -> int:
         """Apply every entry; how many there were."""
@@ -139,13 +146,13 @@ class Applier:
                 self._apply(entry, reader)
             except OSError as error:
                 raise refusal_of(error, f"layer: {os.fsdecode(entry.name)!r}") from error
-        for parts, mtime_ns in reversed(self._times_ns.items()):
+        for parts, inode, mtime_ns in self._times:
             try:
                 fd = self._root.open(parts, os.O_PATH | os.O_NOFOLLOW)
             except OSError:
                 continue  # replaced by a later entry
             try:
-                if stat.S_ISDIR(os.fstat(fd).st_mode):
+                if os.fstat(fd).st_ino == inode:
                     os.utime(f"/proc/self/fd/{fd}", ns=(mtime_ns, mtime_ns))
             finally:
                 os.close(fd)
@@ -160,8 +167,18 @@ class Applier:
             if entry.kind is not EntryKind.DIRECTORY:
                 raise InvalidArgument("layer: an entry other than a directory names the root")
             return
+        if WHITEOUT in entry.name and self._remove(parts, entry):
+            return
+        if entry.kind is EntryKind.CHARACTER_DEVICE and (entry.major, entry.minor) == (0, 0):
+            # What overlayfs itself writes for a removed name, copied by a naive packer.
+            self._hide(parts)
+        else:
+            self._bring(parts, entry, reader)
+
+    def _remove(self, parts: Parts, entry: Entry) -> bool:
+        """Do what the name asks for; whether it is a removal, or nothing to be brought."""
         if any(part.startswith(AUFS) and part != OPAQUE for part in parts):
-            return  # aufs's own book-keeping
+            return True  # aufs's own book-keeping
         if any(part.startswith(WHITEOUT) for part in parts[:-1]):
             raise InvalidArgument(f"layer: {os.fsdecode(entry.name)!r} is below a whiteout")
         if parts[-1] == OPAQUE:
@@ -171,11 +188,9 @@ class Applier:
             if hidden in (b"", b".", b".."):
                 raise InvalidArgument(f"layer: whiteout {os.fsdecode(entry.name)!r} of no name")
             self._hide((*parts[:-1], hidden))
-        elif entry.kind is EntryKind.CHARACTER_DEVICE and (entry.major, entry.minor) == (0, 0):
-            # What overlayfs itself writes for a removed name, copied by a naive packer.
-            self._hide(parts)
         else:
-            self._bring(parts, entry, reader)
+            return False
+        return True
 
     def _bring(self, parts: Parts, entry: Entry, reader: TarReader) -> None:
         if not (0 <= entry.uid <= ID_MAX and 0 <= entry.gid <= ID_MAX):
@@ -185,7 +200,10 @@ class Applier:
             case EntryKind.DIRECTORY:
                 self._make_directory_entry(parts, entry)
             case EntryKind.FILE:
-                make_file(self._room(parts), name, entry, reader)
+                try:
+                    make_file(self._root.parent(parts), name, entry, reader)
+                except FileExistsError:
+                    make_file(self._room(parts), name, entry, reader)
             case EntryKind.HARD_LINK:
                 self._make_link(parts, entry)
             case EntryKind.SYMLINK:
@@ -200,7 +218,7 @@ class Applier:
                 make_device(self._room(parts), name, entry)
             case EntryKind.FIFO:
                 make_fifo(self._room(parts), name, entry)
-        self._brought.add(parts)
+        self._brought.add(self._root.inode(self._root.parent(parts)), name)
 
     def _make_directory_entry(self, parts: Parts, entry: Entry) -> None:
         name = parts[-1]
@@ -215,21 +233,21 @@ class Applier:
             os.fchown(fd, entry.uid, entry.gid)
             os.fchmod(fd, entry.mode)
             set_attributes(f"/proc/self/fd/{fd}", entry, follow=True)
+            self._times.note(parts, os.fstat(fd).st_ino, entry.mtime_ns)
         finally:
             os.close(fd)
-        # Anew, so that the order stays that of the stream.
-        self._times_ns.pop(parts, None)
-        self._times_ns[parts] = entry.mtime_ns
 
     def _make_link(self, parts: Parts, entry: Entry) -> None:
         target = split_name(entry.link)
         if not target:
             raise InvalidArgument(f"layer: hard link {os.fsdecode(entry.name)!r} to the root")
-        target_fd = self._root.directory(target[:-1], make=False)
-        there = None if target_fd is None else lstat(target_fd, target[-1])
-        if there is None and self._root.form is Form.OVERLAY and self._root.copy_up(target):
-            target_fd = self._root.directory(target[:-1], make=False)
-            there = None if target_fd is None else lstat(target_fd, target[-1])
+        target_fd, there = self._find(target)
+        if there is None and self._root.form is Form.OVERLAY:
+            # Perhaps by way of a symlink, or itself, in a layer below.
+            target = (*self._root.real(target[:-1]), target[-1])
+            target_fd, there = self._find(target)
+            if there is None and self._root.copy_up(target):
+                target_fd, there = self._find(target)
         if target_fd is None or there is None or is_whiteout(there):
             raise InvalidArgument(
                 f"layer: hard link {os.fsdecode(entry.name)!r} to"
@@ -253,52 +271,69 @@ class Applier:
         finally:
             os.close(target_fd)
 
+    def _find(self, parts: Parts) -> tuple[int | None, os.stat_result | None]:
+        """What the root itself has under a name, and the directory it is in."""
+        fd = self._root.directory(parts[:-1], make=False)
+        return fd, None if fd is None else lstat(fd, parts[-1])
+
     # -- removals
 
     def _hide(self, parts: Parts) -> None:
+        name = parts[-1]
+        parent_fd = self._root.directory(parts[:-1], make=False)
         if self._root.form is Form.PLAIN:
-            parent_fd = self._root.directory(parts[:-1], make=False)
             if parent_fd is not None:
-                self._root.remove(parent_fd, parts, self._brought)
+                self._root.remove(parent_fd, name, self._brought)
             return
-        if self._root.lowers.find(parts) is None:
-            return  # nothing below to hide
-        parent_fd = self._root.parent(parts)
-        there = lstat(parent_fd, parts[-1])
-        if there is not None and not stat.S_ISDIR(there.st_mode):
-            return  # it hides what is below by being there
-        if there is None or self._root.remove(parent_fd, parts, self._brought):
-            os.mknod(parts[-1], stat.S_IFCHR, 0, dir_fd=self._root.parent(parts))
-        else:
+        shown = self._root.below((*self._root.real(parts[:-1]), name))
+        if shown is not None:
+            parent_fd = self._root.parent(parts)
+        there = None if parent_fd is None else lstat(parent_fd, name)
+        if parent_fd is None or (there is not None and is_whiteout(there)):
+            return
+        # What is there may be a lower file, copied up to be linked to.
+        if self._root.remove(parent_fd, name, self._brought):
+            if shown is not None:
+                os.mknod(name, stat.S_IFCHR, 0, dir_fd=self._root.parent(parts))
+        elif there is not None and stat.S_ISDIR(there.st_mode) and shown is not None:
             # This layer's own files stay, what lay below them goes.
-            self._root.make_opaque(self._root.parent(parts), parts[-1])
+            self._make_opaque(parts)
 
     def _hide_all(self, parts: Parts) -> None:
+        # A symlink on the way may be among what goes.
+        parts = self._root.real(parts)
         if self._root.form is Form.PLAIN:
-            fd = self._root.directory(parts, make=False)
-            for child in os.listdir(fd) if fd is not None else ():
-                self._hide((*parts, os.fsencode(child)))
-        elif not parts:
+            for child in self._names_in(parts):
+                self._hide((*parts, child))
+            return
+        if not parts:
             # The kernel heeds no mark on the root itself.
             for name in self._root.lowers.names():
                 self._hide((name,))
-        else:
-            found = self._root.lowers.find(parts)
-            if found is not None and stat.S_ISDIR(found.status.st_mode):
-                fd = self._root.directory(parts, make=True)
-                assert fd is not None
-                self._root.mark_opaque(fd)
+            return
+        shown = self._root.below(parts)
+        if shown is not None and stat.S_ISDIR(shown.status.st_mode):
+            self._root.parent((*parts, b""))
+            for child in self._names_in(parts):
+                self._hide((*parts, child))
+            self._make_opaque(parts)
+
+    def _make_opaque(self, parts: Parts) -> None:
+        """Hide what lies below in a directory of the root. In one that is marked so, a mark of a
+        removed name would be listed."""
+        fd = self._root.directory(parts, make=False)
+        assert fd is not None
+        for child in self._names_in(parts):
+            there = lstat(fd, child)
+            if there is not None and is_whiteout(there):
+                os.unlink(child, dir_fd=fd)
+        self._root.mark_opaque(fd)
+
+    def _names_in(self, parts: Parts) -> Sequence[bytes]:
+        fd = self._root.directory(parts, make=False)
+        return [] if fd is None else [os.fsencode(child) for child in os.listdir(fd)]
 
     def _room(self, parts: Parts) -> int:
         """The parent's descriptor, once nothing bears the name any more."""
-        parent_fd = self._root.parent(parts)
-        there = lstat(parent_fd, parts[-1])
-        if there is None:
-            return parent_fd
-        self._root.remove(parent_fd, parts, frozenset())
-        if stat.S_ISDIR(there.st_mode):
-            depth = len(parts)
-            self._brought = {name for name in self._brought if name[:depth] != parts}
-            for name in [name for name in self._times_ns if name[:depth] == parts]:
-                del self._times_ns[name]
+        self._root.remove(self._root.parent(parts), parts[-1])
         return self._root.parent(parts)

@@ -7,6 +7,7 @@ import stat
 from ..actors.errors import InvalidArgument
 from .lowers import join
 from .tar import Entry, EntryKind, TarReader
+from .trees import chmod
 
 # The kernel's own book-keeping: redirects and the like would let a layer point anywhere.
 RESERVED_ATTRIBUTES = (b"trusted.overlay.", b"user.overlay.")
@@ -57,8 +58,7 @@ def set_metadata(parent_fd: int, name: bytes, entry: Entry) -> None:
     """Give a file that was just made its owner, mode, attributes and times."""
     os.chown(name, entry.uid, entry.gid, dir_fd=parent_fd, follow_symlinks=False)
     if entry.kind is not EntryKind.SYMLINK:
-        # Just made by us in a directory that nobody else sees: it is no symlink.
-        os.chmod(name, entry.mode, dir_fd=parent_fd)
+        chmod(parent_fd, name, entry.mode)
     if entry.xattrs:
         path = join((f"/proc/self/fd/{parent_fd}".encode(), name))
         set_attributes(os.fsdecode(path), entry, follow=False)

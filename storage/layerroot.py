@@ -8,11 +8,13 @@ import enum
 import errno
 import os
 import stat
-from collections.abc import Set as AbstractSet
+from collections.abc import Container
 
+from ..actors.errors import ResourceExhausted
 from .layerfile import RESERVED_ATTRIBUTES
-from .lowers import Lowers, Parts, open_parts, set_attribute
+from .lowers import Found, Lowers, Parts, get_attribute, open_parts, set_attribute
 from .trees import (
+    chmod,
     copy_attributes,
     copy_file,
     copy_owner_and_mode,
@@ -23,7 +25,9 @@ from .trees import (
 
 OPAQUE_ATTRIBUTES = {False: "trusted.overlay.opaque", True: "user.overlay.opaque"}
 
+# What the kernel allows a path, after its symlinks are put in.
 LINKS_MAX = 40
+COMPONENTS_MAX = 4096
 DIRECTORIES_OPEN_MAX = 64
 
 
@@ -36,24 +40,41 @@ class Form(enum.Enum):
 
 class Root:
     """The root directory, with the layers below it. A descriptor it gives is good until the
-    next call that makes or removes something."""
+    next call that makes or removes something.
+
+    At most `made_max` directories are made: one long name may ask for two thousand.
+    """
 
     def __init__(
-        self, root_fd: int, form: Form, lowers: Lowers, *, user_attributes: bool = False
+        self,
+        root_fd: int,
+        form: Form,
+        lowers: Lowers,
+        *,
+        user_attributes: bool = False,
+        made_max: int = 1 << 32,
     ) -> None:
         self.form = form
         self.lowers = lowers
         self._root_fd = root_fd
         self._opaque = OPAQUE_ATTRIBUTES[user_attributes]
+        self._made_max = made_max
+        self._made = 0
         # Invariant: each key's descriptor is the directory which that name leads to now;
         # emptied whenever something that may be part of a path is removed.
         self._directories: dict[Parts, int] = {}
+        self._inodes: dict[int, int] = {}
 
     def close(self) -> None:
         """Let go of the directories held open."""
         for fd in self._directories.values():
             os.close(fd)
         self._directories.clear()
+        self._inodes.clear()
+
+    def inode(self, fd: int) -> int:
+        """The inode of a directory that `parent` or `directory` gave."""
+        return self._inodes.get(fd) or os.fstat(fd).st_ino
 
     def open(self, parts: Parts, flags: int) -> int:
         """Open a path of the root; the caller closes it."""
@@ -75,37 +96,104 @@ class Root:
         except (FileNotFoundError, NotADirectoryError):
             if not make:
                 return None
-            fd = self._make_parents(parts, LINKS_MAX)
+            fd = self._make_parents(parts)
         if len(self._directories) >= DIRECTORIES_OPEN_MAX:
-            oldest = next(iter(self._directories))
-            os.close(self._directories.pop(oldest))
+            oldest = self._directories.pop(next(iter(self._directories)))
+            del self._inodes[oldest]
+            os.close(oldest)
         self._directories[parts] = fd
+        self._inodes[fd] = os.fstat(fd).st_ino
         return fd
 
-    def _make_parents(self, parts: Parts, links_left: int) -> int:
+    def real(self, parts: Parts) -> Parts:
+        """Where a path leads to in the mounted view, without symlinks; what is missing on the
+        way, perhaps because a symlink dangles, is taken for a directory."""
+        links_left = LINKS_MAX
+        components_left = COMPONENTS_MAX
+        at: Parts = ()
+        covered = False
+        ahead = list(reversed(parts))
+        fd = self.open((), os.O_PATH | os.O_DIRECTORY)
+        try:
+            while ahead:
+                components_left -= 1
+                if components_left < 0:
+                    raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+                name = ahead.pop()
+                there = None if fd < 0 else lstat(fd, name)
+                link = self._link(fd, name, there, () if covered else (*at, name))
+                if link is not None:
+                    if links_left == 0:
+                        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+                    links_left -= 1
+                    start = () if link.startswith(b"/") else at
+                    ahead += reversed(_resolve(start, link))
+                    at, covered = (), False
+                    above, fd = fd, self.open((), os.O_PATH | os.O_DIRECTORY)
+                else:
+                    at = (*at, name)
+                    above, fd = fd, self._step(fd, name, there)
+                    covered = covered or self._covers(fd, there)
+                if above >= 0:
+                    os.close(above)
+            return at
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    def below(self, parts: Parts) -> Found | None:
+        """What the layers below show under a name without symlinks, as far as it can be seen."""
+        found = self.lowers.find(parts)
+        if found is None:
+            return None
+        fd = self.open((), os.O_PATH | os.O_DIRECTORY)
+        try:
+            for name in parts[:-1]:
+                there = lstat(fd, name)
+                if there is None:
+                    break
+                above, fd = fd, self._step(fd, name, there)
+                os.close(above)
+                if self._covers(fd, there):
+                    return None
+            return found
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    @staticmethod
+    def _step(fd: int, name: bytes, there: os.stat_result | None) -> int:
+        """A descriptor of a directory in another; -1 when it is none."""
+        if there is None or not stat.S_ISDIR(there.st_mode):
+            return -1
+        return os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+
+    def _covers(self, fd: int, there: os.stat_result | None) -> bool:
+        """Whether nothing of what is below a name shows through what the root has there."""
+        if there is None:
+            return False
+        return fd < 0 or get_attribute(fd, self._opaque) == b"y"
+
+    def _make_parents(self, parts: Parts) -> int:
         """Make what is missing of a path, as the layers below have it; its descriptor."""
-        if links_left == 0:
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        parts = self.real(parts)
+        covered = False
         fd = self.open((), os.O_RDONLY | os.O_DIRECTORY)
         try:
             for depth in range(1, len(parts) + 1):
                 name = parts[depth - 1]
                 there = lstat(fd, name)
-                link = self._link(fd, name, there, parts[:depth])
-                if link is not None:
-                    # Perhaps it dangles: what it names is made, seen from the root.
-                    start = () if link.startswith(b"/") else parts[: depth - 1]
-                    resolved = _resolve(start, link)
-                    return self._make_parents((*resolved, *parts[depth:]), links_left - 1)
                 if there is None:
                     self.make_directory(fd, name)
-                    self._copy_metadata(fd, name, parts[:depth])
+                    if not covered:
+                        self._copy_metadata(fd, name, parts[:depth])
                 elif is_whiteout(there) and self.form is Form.OVERLAY:
                     os.unlink(name, dir_fd=fd)
                     self.make_directory(fd, name, opaque=True)
                 flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
                 above, fd = fd, os.open(name, flags, dir_fd=fd)
                 os.close(above)
+                covered = covered or get_attribute(fd, self._opaque) == b"y"
             made, fd = fd, -1
             return made
         finally:
@@ -118,15 +206,18 @@ class Root:
         """Where a name leads to, when it is a symlink in the mounted view."""
         if there is not None:
             return os.readlink(name, dir_fd=parent_fd) if stat.S_ISLNK(there.st_mode) else None
-        found = self.lowers.find(parts)
+        found = self.lowers.find(parts) if parts else None
         if found is None or not stat.S_ISLNK(found.status.st_mode):
             return None
         return found.link()
 
     def make_directory(self, parent_fd: int, name: bytes, *, opaque: bool = False) -> None:
         """Make an empty directory; `opaque` when it must not show what is below."""
+        self._made += 1
+        if self._made > self._made_max:
+            raise ResourceExhausted(f"layer: more than {self._made_max} directories")
         os.mkdir(name, 0o755, dir_fd=parent_fd)
-        os.chmod(name, 0o755, dir_fd=parent_fd)  # whatever the umask
+        chmod(parent_fd, name, 0o755)  # whatever the umask
         if opaque and self.form is Form.OVERLAY:
             self.make_opaque(parent_fd, name)
 
@@ -155,8 +246,9 @@ class Root:
             os.close(fd)
 
     def copy_up(self, parts: Parts) -> bool:
-        """Bring a lower layer's file into this one, so that it can be linked to."""
-        found = self.lowers.find(parts)
+        """Bring a lower layer's file into this one, so that it can be linked to; whether there
+        is one under this name, which is without symlinks."""
+        found = self.below(parts)
         if found is None or stat.S_ISDIR(found.status.st_mode):
             return False
         parent_fd = self.parent(parts)
@@ -167,25 +259,25 @@ class Root:
                 copy_special(found.status, source_fd, parent_fd, parts[-1])
         return True
 
-    def remove(self, parent_fd: int, parts: Parts, kept: AbstractSet[Parts]) -> bool:
+    def remove(self, parent_fd: int, name: bytes, kept: Container[object] = ()) -> bool:
         """Remove a name but for what is in `kept`; whether it is gone.
 
         Whoever holds a cached descriptor asks for it anew.
         """
-        there = lstat(parent_fd, parts[-1])
+        there = lstat(parent_fd, name)
         if there is None:
             return True
         if not stat.S_ISDIR(there.st_mode):
-            if parts in kept:
+            if (self.inode(parent_fd), name) in kept:
                 return False
-            os.unlink(parts[-1], dir_fd=parent_fd)
+            os.unlink(name, dir_fd=parent_fd)
             if stat.S_ISLNK(there.st_mode):
                 self.close()
             return True
         parent_fd = os.dup(parent_fd)
         try:
             self.close()
-            return remove_tree(parent_fd, parts, kept)
+            return remove_tree(parent_fd, name, kept)
         finally:
             os.close(parent_fd)
 

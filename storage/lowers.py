@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from . import syscalls
 
 Parts = tuple[bytes, ...]
+SHOWN_MAX = 256
 RESOLVE = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS | syscalls.RESOLVE_NO_XDEV
 
 
@@ -42,6 +43,16 @@ def get_attributes(fd: int) -> dict[str, bytes]:
     except OSError as error:
         if error.errno == errno.ENOTSUP:
             return {}
+        raise
+
+
+def get_attribute(fd: int, key: str) -> bytes:
+    """One of them, also through an O_PATH descriptor; empty when it has none of that name."""
+    try:
+        return os.getxattr(f"/proc/self/fd/{fd}", key)
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.ENOTSUP):
+            return b""
         raise
 
 
@@ -89,6 +100,8 @@ class Lowers:
         self._paths = paths
         self._fds: list[int] = []
         self._opaque = ("user" if user_attributes else "trusted") + ".overlay.opaque"
+        # For directories looked for of late: which layers show theirs, the topmost first.
+        self._shown: dict[Parts, list[int]] = {}
 
     def __enter__(self) -> "Lowers":
         try:
@@ -109,32 +122,40 @@ class Lowers:
 
     def find(self, parts: Parts) -> Found | None:
         """What the layers together show under a name; None when there is nothing."""
-        candidates = self._fds
+        shown = self._shown.get(parts[:-1])
+        start = len(parts)
+        if shown is None:
+            shown, start = self._fds, 1
         found: Found | None = None
-        for depth in range(1, len(parts) + 1):
+        for depth in range(start, len(parts) + 1):
             at = parts[:depth]
-            shown: list[int] = []
-            for root_fd in candidates:
-                looked = self._look(root_fd, at)
-                if looked is None:
-                    continue
-                status, opaque = looked
-                if not stat.S_ISDIR(status.st_mode):
-                    # A file, or the mark of a removed one: it ends what can be seen.
-                    gone = stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
-                    if not shown and not gone:
-                        found = Found(root_fd, at, status)
-                        return found if depth == len(parts) else None
-                    break
-                if not shown:
-                    found = Found(root_fd, at, status)
-                shown.append(root_fd)
-                if opaque:
-                    break
-            if not shown:
-                return None
-            candidates = shown
+            found, shown = self._at(shown, at)
+            if len(self._shown) >= SHOWN_MAX:
+                self._shown.clear()
+            self._shown[at] = shown
         return found
+
+    def _at(self, candidates: list[int], parts: Parts) -> tuple[Found | None, list[int]]:
+        """What those layers show under a name, and which of them show a directory there."""
+        found: Found | None = None
+        shown: list[int] = []
+        for root_fd in candidates:
+            looked = self._look(root_fd, parts)
+            if looked is None:
+                continue
+            status, opaque = looked
+            if not stat.S_ISDIR(status.st_mode):
+                # A file, or the mark of a removed one: it ends what can be seen.
+                gone = stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+                if not shown and not gone:
+                    found = Found(root_fd, parts, status)
+                break
+            if not shown:
+                found = Found(root_fd, parts, status)
+            shown.append(root_fd)
+            if opaque:
+                break
+        return found, shown
 
     def _look(self, root_fd: int, parts: Parts) -> tuple[os.stat_result, bool] | None:
         try:
@@ -145,13 +166,7 @@ class Lowers:
             raise
         try:
             status = os.fstat(fd)
-            opaque = False
-            if stat.S_ISDIR(status.st_mode):
-                try:
-                    opaque = os.getxattr(f"/proc/self/fd/{fd}", self._opaque) == b"y"
-                except OSError as error:
-                    if error.errno not in (errno.ENODATA, errno.ENOTSUP):
-                        raise
-            return status, opaque
+            directory = stat.S_ISDIR(status.st_mode)
+            return status, directory and get_attribute(fd, self._opaque) == b"y"
         finally:
             os.close(fd)

@@ -10,7 +10,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Set as AbstractSet
+from collections.abc import Container
 from dataclasses import dataclass
 
 from . import syscalls
@@ -61,22 +61,24 @@ def _unlink(dir_fd: int, name: bytes) -> bool:
     return False
 
 
-def remove_tree(parent_fd: int, parts: Parts, kept: AbstractSet[Parts] = frozenset()) -> bool:
-    """Remove the last of `parts`, a name in `parent_fd`, and all below; whether it is gone.
+def remove_tree(parent_fd: int, name: bytes, kept: Container[object] = ()) -> bool:
+    """Remove a name in `parent_fd`, and all below; whether it is gone.
 
-    Names in `kept` stay, and so do the directories they are in.
+    Names in `kept`, each with the inode of its directory, stay, and so do the directories they
+    are in.
     """
-    if not _unlink(parent_fd, parts[-1]):
+    stays = (os.fstat(parent_fd).st_ino, name) in kept
+    if not stays and not _unlink(parent_fd, name):
         return True
-    fd = os.open(parts[-1], _DIRECTORY, dir_fd=parent_fd)
-    stack = [_Level(parts, os.listdir(fd), _identity(fd), parts not in kept)]
+    fd = os.open(name, _DIRECTORY, dir_fd=parent_fd)
+    stack = [_Level((name,), os.listdir(fd), _identity(fd), not stays)]
     try:
         while True:
             level = stack[-1]
             if level.names:
                 child = os.fsencode(level.names.pop())
-                path = (*level.parts, child)
-                if path in kept:
+                stays = (level.identity[1], child) in kept
+                if stays:
                     level.emptied = False
                     status = lstat(fd, child)
                     if status is None or not stat.S_ISDIR(status.st_mode):
@@ -86,12 +88,12 @@ def remove_tree(parent_fd: int, parts: Parts, kept: AbstractSet[Parts] = frozens
                 below = os.open(child, _DIRECTORY, dir_fd=fd)
                 os.close(fd)
                 fd = below
-                stack.append(_Level(path, os.listdir(fd), _identity(fd), path not in kept))
+                stack.append(_Level((child,), os.listdir(fd), _identity(fd), not stays))
                 continue
             stack.pop()
             if not stack:
                 if level.emptied:
-                    os.rmdir(parts[-1], dir_fd=parent_fd)
+                    os.rmdir(name, dir_fd=parent_fd)
                 return level.emptied
             above = _up(fd, stack[-1])
             os.close(fd)
@@ -176,6 +178,15 @@ def copy_data(source_fd: int, target_fd: int, size_bytes: int) -> None:
             at += copied
 
 
+def chmod(dir_fd: int, name: bytes, mode: int) -> None:
+    """Set the mode of what bears this name, never of what a symlink points to."""
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        os.chmod(f"/proc/self/fd/{fd}", mode)
+    finally:
+        os.close(fd)
+
+
 def copy_owner_and_mode(fd: int, status: os.stat_result) -> None:
     """Give the open file this owner and mode."""
     os.fchown(fd, status.st_uid, status.st_gid)
@@ -195,7 +206,7 @@ def copy_special(status: os.stat_result, source_fd: int, target_fd: int, name: b
         os.symlink(os.readlink(name, dir_fd=source_fd), name, dir_fd=target_fd)
     else:
         os.mknod(name, status.st_mode, status.st_rdev, dir_fd=target_fd)
-        os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=target_fd)
+        chmod(target_fd, name, stat.S_IMODE(status.st_mode))
     os.chown(name, status.st_uid, status.st_gid, dir_fd=target_fd, follow_symlinks=False)
     times_ns = (status.st_atime_ns, status.st_mtime_ns)
     os.utime(name, ns=times_ns, dir_fd=target_fd, follow_symlinks=False)

@@ -168,7 +168,7 @@ def do_remove(job: Job) -> Mapping[str, Any]:
     except FileNotFoundError:
         return {}
     try:
-        _again(lambda: remove_tree(parent_fd, (os.fsencode(path.name),)))
+        _again(lambda: remove_tree(parent_fd, os.fsencode(path.name)))
     finally:
         os.close(parent_fd)
     return {}

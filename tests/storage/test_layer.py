@@ -480,6 +480,33 @@ CHANGES: dict[str, Sequence[bytes]] = {
     "unnamed parents": [file(b"dir/sub/deep", b"x"), file(b"brand/new/x", b"x")],
     "hard link to a lower file": [hard_link(b"h", b"dir/sub/c"), hard_link(b"h2", b"dir/sub/c")],
     "hard link to a lower link": [hard_link(b"h", b"link")],
+    "hard link to a lower file, then whiteout": [
+        hard_link(b"h", b"dir/sub/c"),
+        file(b"dir/sub/.wh.c"),
+    ],
+    "hard link to a lower file, then opaque": [
+        hard_link(b"dir/h", b"dir/sub/c"),
+        file(b"dir/.wh..wh..opq"),
+    ],
+    "hard link through a lower link": [hard_link(b"h", b"link/sub/c")],
+    "hard link to what came through a lower link": [
+        file(b"link/mine", b"x"),
+        hard_link(b"h", b"link/mine"),
+    ],
+    "whiteout through a lower link": [file(b"link/sub/.wh.c"), file(b"link/.wh.a")],
+    "whiteout of a lower link": [file(b".wh.link")],
+    "whiteout by another path than it came": [file(b"link/a", b"mine"), file(b"dir/.wh.a")],
+    "opaque through a lower link": [file(b"link/.wh..wh..opq"), file(b"dir/new", b"x")],
+    "opaque of the root through a link": [
+        symlink(b"up", b"dir/.."),
+        file(b"up/.wh..wh..opq"),
+        file(b"only", b"x"),
+    ],
+    "whiteout, then opaque": [file(b"dir/.wh.a"), file(b"dir/.wh..wh..opq")],
+    "opaque, then whiteout": [file(b"dir/.wh..wh..opq"), file(b"dir/.wh.a")],
+    "opaque, then what was below it": [file(b"dir/.wh..wh..opq"), file(b"dir/sub/new", b"x")],
+    "opaque twice": [file(b"dir/.wh..wh..opq"), file(b"dir/x"), file(b"dir/.wh..wh..opq")],
+    "a whiteout in what is new": [file(b"new/a", b"x"), file(b"new/.wh.a"), file(b"new/.wh.b")],
     "device whiteout": [block(b"file", b"3")],
     "aufs leavings": [file(b".wh..wh.plnk/1.2", b"x"), file(b".wh..wh.aufs", b"x")],
 }
