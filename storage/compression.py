@@ -18,6 +18,8 @@ from isal import igzip_lib
 from ..actors.errors import InvalidArgument, ResourceExhausted
 
 PIECE_BYTES = 1 << 20
+# Each end of a member copies what follows it in the piece: of small members there may be millions.
+_INPUT_BYTES = 1 << 17
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 # A zstd frame may open with a skippable one, of 16 magics.
@@ -61,7 +63,7 @@ def compression_of(head: bytes) -> str:
 
 def plain_pieces(source: BinaryIO) -> Iterator[bytes]:
     """The stream's plain bytes in pieces of at most `PIECE_BYTES`."""
-    head = source.read(PIECE_BYTES)
+    head = source.read(_INPUT_BYTES)
     compression = compression_of(head)
     if not compression:
         while head:
@@ -75,6 +77,8 @@ def plain_pieces(source: BinaryIO) -> Iterator[bytes]:
         while not decompressor.eof:
             try:
                 piece = decompressor.decompress(data, PIECE_BYTES)
+            except MemoryError:
+                raise
             except Exception as error:
                 # Each library has an error of its own, and some are plain ValueErrors.
                 raise InvalidArgument(f"{compression} stream: {error}") from error
@@ -82,10 +86,10 @@ def plain_pieces(source: BinaryIO) -> Iterator[bytes]:
             if piece:
                 yield piece
             if decompressor.needs_input and not decompressor.eof:
-                data = source.read(PIECE_BYTES)
+                data = source.read(_INPUT_BYTES)
                 if not data:
                     raise InvalidArgument(f"{compression} stream: ends too early")
-        data = decompressor.unused_data or source.read(PIECE_BYTES)
+        data = decompressor.unused_data or source.read(_INPUT_BYTES)
         if data and compression == "gzip":
             # Tapes and some registries pad with zeros, which are no member.
             data = data.lstrip(b"\0") or _after_zeros(source)

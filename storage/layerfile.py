@@ -71,7 +71,7 @@ def set_attributes(path: str, entry: Entry, *, follow: bool) -> None:
     for key, value in entry.xattrs.items():
         if key.startswith(RESERVED_ATTRIBUTES):
             continue
-        if not key or len(key) > 255 or len(value) > 1 << 16:
+        if not key or b"\0" in key or len(key) > 255 or len(value) > 1 << 16:
             raise InvalidArgument("layer: an extended attribute is out of bounds")
         try:
             os.setxattr(path, key, value, follow_symlinks=follow)

@@ -120,6 +120,14 @@ class Root:
                 if components_left < 0:
                     raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
                 name = ahead.pop()
+                if name == b"..":
+                    # Only of a symlink: whatever led here has been followed by now.
+                    ahead += reversed(at[:-1])
+                    at, covered = (), False
+                    above, fd = fd, self.open((), os.O_PATH | os.O_DIRECTORY)
+                    if above >= 0:
+                        os.close(above)
+                    continue
                 there = None if fd < 0 else lstat(fd, name)
                 link = self._link(fd, name, there, () if covered else (*at, name))
                 if link is not None:
@@ -127,7 +135,10 @@ class Root:
                         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
                     links_left -= 1
                     start = () if link.startswith(b"/") else at
-                    ahead += reversed(_resolve(start, link))
+                    ahead += [
+                        part for part in reversed(link.split(b"/")) if part not in (b"", b".")
+                    ]
+                    ahead += reversed(start)
                     at, covered = (), False
                     above, fd = fd, self.open((), os.O_PATH | os.O_DIRECTORY)
                 else:
@@ -280,18 +291,6 @@ class Root:
             return remove_tree(parent_fd, name, kept)
         finally:
             os.close(parent_fd)
-
-
-def _resolve(start: Parts, link: bytes) -> Parts:
-    """A symlink's target seen from the directory `start`, which `..` cannot leave upwards."""
-    resolved = list(start)
-    for part in link.split(b"/"):
-        if part == b"..":
-            if resolved:
-                resolved.pop()
-        elif part not in (b"", b"."):
-            resolved.append(part)
-    return tuple(resolved)
 
 
 def is_whiteout(status: os.stat_result) -> bool:

@@ -63,6 +63,7 @@ class Bounds:
     entries_max: int = 2_000_000
     name_bytes_max: int = 4095
     header_bytes_max: int = 1 << 20
+    global_bytes_max: int = 1 << 16
     sparse_pieces_max: int = 1 << 16
 
 
@@ -144,13 +145,22 @@ class TarReader:
         self._left = size_bytes
         self._padding = -size_bytes % BLOCK
 
+    def _header(self) -> bytes | None:
+        """The next header block; None at the end of the archive."""
+        block = self._block()
+        if block is None or block.strip(b"\0"):
+            return block
+        if (self._block() or b"").strip(b"\0"):
+            # Some readers would stop here, others go on.
+            raise InvalidArgument("tar: a single zero block is followed by another entry")
+        return None
+
     def _block(self) -> bytes | None:
         first = self._read(BLOCK)
         if not first:
             # A stream without its two zero blocks; tolerated, as everyone does.
             return None
-        block = first if len(first) == BLOCK else first + self._exactly(BLOCK - len(first))
-        return block if block.strip(b"\0") else None
+        return first if len(first) == BLOCK else first + self._exactly(BLOCK - len(first))
 
     def _extension(self, size_bytes: int) -> bytes:
         if not 0 <= size_bytes <= self._bounds.header_bytes_max:
@@ -171,7 +181,7 @@ class TarReader:
         long_link: bytes | None = None
         extended_bytes = 0
         while True:
-            block = self._block()
+            block = self._header()
             if block is None:
                 if records or long_name is not None or long_link is not None:
                     raise InvalidArgument("tar: the stream ends after an extended header")
@@ -190,7 +200,9 @@ class TarReader:
                     records.update(parse_pax(raw))
                 elif flag == b"g":
                     self._globals.update(parse_pax(raw))
-                    if sum(map(len, self._globals.values())) > self._bounds.header_bytes_max:
+                    # They are joined to every entry from here on, short ones too.
+                    held = sum(64 + len(key) + len(self._globals[key]) for key in self._globals)
+                    if held > self._bounds.global_bytes_max:
                         raise ResourceExhausted("tar: the global headers are too large")
                 elif flag == b"L":
                     long_name = parse_text(raw)
@@ -211,7 +223,8 @@ class TarReader:
         kind = KINDS.get(flag)
         if kind is None:
             raise InvalidArgument(f"tar: an entry of unknown type {flag!r}")
-        records = self._globals | records
+        if self._globals:
+            records = self._globals | records
 
         name = parse_text(block[:100])
         link = parse_text(block[157:257])

@@ -11,10 +11,13 @@ What a job may block on is the kernel's affair; the daemon kills a worker that t
 and starts another. A worker therefore holds nothing that its death would leave behind: mounts
 it looks into are attached nowhere. What it makes to last, it makes where it will be found.
 
+Whatever a stranger's layer asks for, applying it takes at most `MEMORY_BYTES_MAX`.
+
 Only the standard library, cbor2 and isal are imported, so that a worker is up at once.
 """
 
 import os
+import resource
 import select
 import signal
 import socket
@@ -31,7 +34,7 @@ from typing import Any, TypeVar
 import cbor2
 
 from ..actors import failpoints
-from ..actors.errors import FailedPrecondition, Refusal
+from ..actors.errors import FailedPrecondition, Refusal, ResourceExhausted
 from . import syscalls
 from .compression import PackedStream
 from .jobframes import LENGTH_BYTES, decode_length, encode_frame
@@ -51,6 +54,9 @@ from .packer import pack
 from .refusal import refusal_of
 from .tar import Bounds
 from .trees import copy_tree, measure_tree, remove_tree
+
+# More than the largest window of zstd and the most that the names of a layer may take.
+MEMORY_BYTES_MAX = 512 << 20
 
 Job = Mapping[str, Any]
 R = TypeVar("R")
@@ -102,14 +108,27 @@ def do_apply(job: Job) -> Mapping[str, Any]:
     limits = Limits(
         stream_bytes_max=job["stream_bytes_max"], bounds=Bounds(entries_max=job["entries_max"])
     )
-    applied = apply_layer(
-        job["blob"], job["media_type"], _mounts(job), limits=limits, sync=job["sync"]
-    )
+    with _memory_bounded():
+        applied = apply_layer(
+            job["blob"], job["media_type"], _mounts(job), limits=limits, sync=job["sync"]
+        )
     return {
         "diff_id": applied.diff_id,
         "size_bytes": applied.size_bytes,
         "entries": applied.entries,
     }
+
+
+@contextmanager
+def _memory_bounded() -> Generator[None, None, None]:
+    """For as long as this takes: what other jobs start to stay, a filesystem's server, is free."""
+    before, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    within = MEMORY_BYTES_MAX if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES_MAX, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (within, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (before, hard))
 
 
 def do_pack(job: Job) -> Mapping[str, Any]:
@@ -267,6 +286,9 @@ def answer(job: Job) -> Mapping[str, Any]:
     except OSError as error:
         meant = refusal_of(error, f"{name} {error.filename or ''}".strip())
         return {"refused": [type(meant).__name__, str(meant)]}
+    except MemoryError:
+        text = f"{name}: more than {MEMORY_BYTES_MAX} bytes of memory: resource exhausted"
+        return {"refused": [ResourceExhausted.__name__, text]}
     except Exception:
         # A fault, for the daemon's log: the worker itself is as good as new.
         return {"fault": traceback.format_exc()}

@@ -27,6 +27,8 @@ def block(
     def number(value: int, width: int) -> bytes:
         if 0 <= value < 8 ** (width - 1):
             return b"%0*o\0" % (width - 1, value)
+        if value < 0:
+            return value.to_bytes(width, "big", signed=True)
         return b"\x80" + value.to_bytes(width - 1, "big")
 
     raw = bytearray(512)
@@ -74,13 +76,14 @@ def hard_link(name: bytes, target: bytes) -> bytes:
 
 def pax(records: Mapping[bytes, bytes], flag: bytes = b"x") -> bytes:
     """A pax header with these records."""
-    raw = b""
+    lines: list[bytes] = []
     for key, value in records.items():
         body = b" " + key + b"=" + value + b"\n"
         length = len(body)
         while length != len(body) + len(str(length)):
             length = len(body) + len(str(length))
-        raw += str(length).encode() + body
+        lines.append(str(length).encode() + body)
+    raw = b"".join(lines)
     return block(b"PaxHeaders/x", flag, size=len(raw)) + padded(raw)
 
 
