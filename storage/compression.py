@@ -103,38 +103,42 @@ def _after_zeros(source: BinaryIO) -> bytes:
 
 
 class PlainStream:
-    """The plain bytes by `read`, with their digest and count, read ahead in a thread.
+    """The plain bytes by `read`, with their digest and count, read ahead in threads.
 
     Inflating and hashing leave the interpreter's lock, so they run beside whoever writes the
-    files. Leave the `with` block to end the thread; `drain` first to have the digest of the
-    whole.
+    files, and beside each other. Leave the `with` block to end the threads; `drain` first to have
+    the digest of the whole.
     """
 
     def __init__(self, source: BinaryIO, size_bytes_max: int, *, pieces_ahead: int = 4) -> None:
         self._source = source
         self._size_bytes_max = size_bytes_max
         self._pieces: queue.Queue[bytes | BaseException] = queue.Queue(pieces_ahead)
+        self._unhashed: queue.Queue[bytes] = queue.Queue(pieces_ahead)
         self._current: bytes = b""
         self._at = 0
         self._ended = False
         self._closed = threading.Event()
         self._hash = hashlib.sha256()
         self.size_bytes = 0
-        self._thread = threading.Thread(target=self._fill, name="plain-stream", daemon=True)
+        self._filler = threading.Thread(target=self._fill, name="plain-stream", daemon=True)
+        self._hasher = threading.Thread(target=self._digest, name="plain-digest", daemon=True)
 
     def __enter__(self) -> "PlainStream":
-        self._thread.start()
+        self._filler.start()
+        self._hasher.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._closed.set()
-        while self._thread.is_alive():
+        while self._filler.is_alive():
             # The thread may wait for room; make some until it has noticed.
             try:
                 self._pieces.get(timeout=0.01)
             except queue.Empty:
                 continue
-        self._thread.join()
+        self._filler.join()
+        self._hasher.join()
 
     def _fill(self) -> None:
         try:
@@ -144,7 +148,7 @@ class PlainStream:
                     raise ResourceExhausted(
                         f"the stream inflates to more than {self._size_bytes_max} bytes"
                     )
-                self._hash.update(piece)
+                self._unhashed.put(piece)
                 self._pieces.put(piece)
                 if self._closed.is_set():
                     return
@@ -152,10 +156,17 @@ class PlainStream:
         except BaseException as error:
             # It is the reader's to raise.
             self._pieces.put(error)
+        finally:
+            self._unhashed.put(b"")
+
+    def _digest(self) -> None:
+        while piece := self._unhashed.get():
+            self._hash.update(piece)
 
     def read(self, count: int) -> bytes:
         """Between 1 and `count` bytes; none at the end."""
-        if self._at == len(self._current):
+        start = self._at
+        if start == len(self._current):
             if self._ended:
                 return b""
             piece = self._pieces.get()
@@ -163,16 +174,17 @@ class PlainStream:
                 self._ended = True
                 raise piece
             self._current = piece
-            self._at = 0
+            start = 0
             self._ended = not piece
-        start = self._at
-        self._at = min(start + count, len(self._current))
-        return self._current[start : self._at]
+        found = self._current[start : start + count]
+        self._at = start + len(found)
+        return found
 
     def drain(self) -> str:
         """Read to the end; the digest of every plain byte of the stream."""
         while self.read(PIECE_BYTES):
             pass
+        self._hasher.join()
         return f"sha256:{self._hash.hexdigest()}"
 
 

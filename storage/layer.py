@@ -77,12 +77,13 @@ def check_media_type(media_type: str) -> None:
 
 def split_name(name: bytes) -> Parts:
     """A name's components below the root; a leading slash means the root as well."""
-    parts = tuple(part for part in name.split(b"/") if part not in (b"", b"."))
+    parts = tuple(name.split(b"/"))
+    if b"" in parts or b"." in parts:
+        parts = tuple(part for part in parts if part not in (b"", b"."))
     if b".." in parts:
         raise InvalidArgument(f"layer: {os.fsdecode(name)!r} leaves the root")
-    for part in parts:
-        if len(part) > 255:
-            raise InvalidArgument("layer: a name's component is longer than 255 bytes")
+    if len(name) > 255 and max(map(len, parts), default=0) > 255:
+        raise InvalidArgument("layer: a name's component is longer than 255 bytes")
     return parts
 
 

@@ -19,7 +19,7 @@ def make_file(parent_fd: int, name: bytes, entry: Entry, reader: TarReader) -> N
     fd = os.open(name, flags, 0o600, dir_fd=parent_fd)
     try:
         if entry.pieces is None:
-            for data in reader.data():
+            for data in reader.data() if entry.size_bytes else ():
                 _write_all(fd, data)
         else:
             os.ftruncate(fd, entry.size_bytes)

@@ -14,7 +14,6 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import replace
 
 from ..actors.errors import Aborted
 from .changes import PIECE_BYTES, Change, Kind, Walk, attributes
@@ -163,7 +162,8 @@ class Packer:
     def _link(self, parts: Parts, entry: Entry, target: bytes) -> None:
         self._parents(parts)
         name = join(parts)
-        self._head(replace(entry, kind=EntryKind.HARD_LINK, name=name, link=target, size_bytes=0))
+        link = entry._replace(kind=EntryKind.HARD_LINK, name=name, link=target, size_bytes=0)
+        self._head(link)
 
     def _parents(self, parts: Parts) -> None:
         """Write the directories that a name is in and that are not written yet."""

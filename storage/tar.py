@@ -14,7 +14,8 @@ Names are bytes, as the kernel's are. What is malformed raises `InvalidArgument`
 
 import enum
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..actors.errors import InvalidArgument, ResourceExhausted
 from .tarfields import (
@@ -28,6 +29,10 @@ from .tarfields import (
 
 BLOCK = 512
 XATTR_PREFIX = b"SCHILY.xattr."
+NO_ATTRIBUTES: Mapping[bytes, bytes] = {}
+# From 1697 to 2514.
+MTIME_MIN_NS = -(1 << 33) * 1_000_000_000
+MTIME_END_NS = (1 << 34) * 1_000_000_000
 
 
 class EntryKind(enum.Enum):
@@ -67,8 +72,7 @@ class Bounds:
     sparse_pieces_max: int = 1 << 16
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class Entry(NamedTuple):
     """One file of the archive.
 
     `size_bytes` is the size of the file to be; `pieces`, when the file is sparse, are the
@@ -85,7 +89,7 @@ class Entry:
     mtime_ns: int
     major: int
     minor: int
-    xattrs: Mapping[bytes, bytes] = field(default_factory=dict[bytes, bytes])
+    xattrs: Mapping[bytes, bytes] = NO_ATTRIBUTES
     pieces: tuple[tuple[int, int], ...] | None = None
 
 
@@ -135,8 +139,9 @@ class TarReader:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _skip(self) -> None:
-        for _ in self.data():
-            pass
+        if self._left:
+            for _ in self.data():
+                pass
         if self._padding:
             self._exactly(self._padding)
             self._padding = 0
@@ -156,7 +161,17 @@ class TarReader:
         return None
 
     def _block(self) -> bytes | None:
-        first = self._read(BLOCK)
+        if self._padding:
+            # With what comes before it, in one go.
+            padding, self._padding = self._padding, 0
+            both = self._read(padding + BLOCK)
+            if len(both) == padding + BLOCK:
+                return both[padding:]
+            if len(both) < padding:
+                self._exactly(padding - len(both))
+            first = both[padding:] or self._read(BLOCK)
+        else:
+            first = self._read(BLOCK)
         if not first:
             # A stream without its two zero blocks; tolerated, as everyone does.
             return None
@@ -175,7 +190,8 @@ class TarReader:
         return raw
 
     def _next(self) -> Entry | None:
-        self._skip()
+        if self._left:
+            self._skip()
         records: dict[bytes, bytes] = {}
         long_name: bytes | None = None
         long_link: bytes | None = None
@@ -227,32 +243,25 @@ class TarReader:
             records = self._globals | records
 
         name = parse_text(block[:100])
-        link = parse_text(block[157:257])
+        link = parse_text(block[157:257]) if block[157] else b""
         # Only POSIX's ustar has a prefix; GNU keeps times in its place.
-        if block[257:263] == b"ustar\0" and block[345]:
+        if block[345] and block[257:263] == b"ustar\0":
             name = parse_text(block[345:500]) + b"/" + name
         if long_name is not None:
             name = long_name
         if long_link is not None:
             link = long_link
-        name = records.get(b"GNU.sparse.name") or records.get(b"path") or name
-        link = records.get(b"linkpath", link)
-
-        for text, what in ((name, "name"), (link, "link name")):
-            if b"\0" in text:
-                raise InvalidArgument(f"tar: a {what} contains a NUL byte")
-            if len(text) > self._bounds.name_bytes_max:
-                raise InvalidArgument(f"tar: a {what} of {len(text)} bytes is too long")
+        if records:
+            name = records.get(b"GNU.sparse.name") or records.get(b"path") or name
+            link = records.get(b"linkpath", link)
+        self._check_text(name, "name")
+        if link:
+            self._check_text(link, "link name")
         if not name:
             raise InvalidArgument("tar: an entry has no name")
         # Before POSIX a directory was a file whose name ends in a slash.
         if kind is EntryKind.FILE and name.endswith(b"/"):
             kind = EntryKind.DIRECTORY
-
-        def number(key: bytes, start: int, end: int) -> int:
-            if key in records:
-                return parse_decimal(records[key], key.decode())
-            return parse_number(block[start:end], key.decode())
 
         if b"size" in records:
             size_bytes = parse_decimal(records[b"size"], "size")
@@ -268,31 +277,40 @@ class TarReader:
             mtime_ns = parse_time_ns(records[b"mtime"])
         else:
             mtime_ns = parse_number(block[136:148], "mtime") * 1_000_000_000
-        if not -(1 << 33) <= mtime_ns // 1_000_000_000 < 1 << 34:
+        if not MTIME_MIN_NS <= mtime_ns < MTIME_END_NS:
             raise InvalidArgument("tar: a time is out of range")
 
         pieces = None
-        if kind is EntryKind.FILE:
+        if kind is EntryKind.FILE and (records or flag == b"S"):
             size_bytes, pieces = self._sparse(block, flag, size_bytes, records)
 
+        device = kind in (EntryKind.CHARACTER_DEVICE, EntryKind.BLOCK_DEVICE)
         return Entry(
             kind=kind,
             name=name,
             link=link,
             mode=parse_number(block[100:108], "mode") & 0o7777,
-            uid=number(b"uid", 108, 116),
-            gid=number(b"gid", 116, 124),
+            uid=_number(records, b"uid", block[108:116]),
+            gid=_number(records, b"gid", block[116:124]),
             size_bytes=size_bytes,
             mtime_ns=mtime_ns,
-            major=parse_number(block[329:337], "major"),
-            minor=parse_number(block[337:345], "minor"),
+            major=parse_number(block[329:337], "major") if device else 0,
+            minor=parse_number(block[337:345], "minor") if device else 0,
             xattrs={
                 key.removeprefix(XATTR_PREFIX): value
                 for key, value in records.items()
                 if key.startswith(XATTR_PREFIX)
-            },
+            }
+            if records
+            else NO_ATTRIBUTES,
             pieces=pieces,
         )
+
+    def _check_text(self, text: bytes, what: str) -> None:
+        if b"\0" in text:
+            raise InvalidArgument(f"tar: a {what} contains a NUL byte")
+        if len(text) > self._bounds.name_bytes_max:
+            raise InvalidArgument(f"tar: a {what} of {len(text)} bytes is too long")
 
     def _sparse(
         self, block: bytes, flag: bytes, size_bytes: int, records: Mapping[bytes, bytes]
@@ -366,3 +384,10 @@ class TarReader:
             if len(lines) < wanted and len(rest) > 20:
                 raise InvalidArgument("tar: a sparse map is malformed")
         return [parse_decimal(line, "map") for line in lines[1:wanted]]
+
+
+def _number(records: Mapping[bytes, bytes], key: bytes, raw: bytes) -> int:
+    """A pax record's number, else that of the header."""
+    if key in records:
+        return parse_decimal(records[key], key.decode())
+    return parse_number(raw, key.decode())

@@ -1,10 +1,19 @@
 """The fields of a tar header: numbers, texts and pax records, each a stranger's."""
 
+import zlib
+
 from ..actors.errors import InvalidArgument
 
 
 def parse_number(raw: bytes, what: str) -> int:
     """A header's number: octal digits, or base 256 when the first bit is set."""
+    digits = raw[:-1]
+    if raw[-1:] in b"\0 " and digits.isdigit():
+        # As nearly all are written.
+        try:
+            return int(digits, 8)
+        except ValueError:
+            raise InvalidArgument(f"tar header: {what} is no number") from None
     if raw and raw[0] & 0x80:
         value = int.from_bytes(raw, "big")
         bits = len(raw) * 8
@@ -74,7 +83,9 @@ def has_checksum(block: bytes) -> bool:
     stored = block[148:156].split(b"\0", 1)[0].strip(b" ")
     if not stored or stored.strip(b"01234567"):
         return False
-    unsigned = sum(block) - sum(block[148:156]) + 8 * 32
+    # Adler's first sum is that of the bytes and one; 512 of seven bits do not overflow it.
+    whole = (zlib.adler32(block) & 0xFFFF) - 1 if block.isascii() else sum(block)
+    unsigned = whole - sum(block[148:156]) + 8 * 32
     if int(stored, 8) == unsigned:
         return True
     # Writers of old summed signed bytes.
