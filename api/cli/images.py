@@ -18,6 +18,7 @@ from ...storage.reference import normalize
 from ..grpc.client import ClientCall
 from ..proto.services import admin_pb2, images_pb2
 from ..proto.types_pb2 import Platform
+from ..services.archives import lend
 from .output import ago, format_option, records, say, write_all
 from .platforms import platform_option
 from .session import Where
@@ -117,11 +118,17 @@ async def _import(where: Where, archive: str, first: admin_pb2.ImportRequest) ->
     ) as progress:
         bar = progress.add_task("receive", total=total)
         async with where.session() as session:
-            async with session.stream("admin/Import", admin_pb2.ImportResponse) as call:
+            # The daemon reads a file by itself, if it can.
+            told = lend(source) if source else {}
+            async with session.stream("admin/Import", admin_pb2.ImportResponse, told) as call:
                 await call.send(first)
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_feed, source, call, progress, bar)
                     async for answer in call:
+                        if answer.step == "receive" and answer.subject:
+                            progress.update(bar, total=None)
+                            await call.end()
+                        elif answer.step == "receive":
+                            nursery.start_soon(_feed, source, call, progress, bar)
                         if answer.step == "done":
                             say(answer.subject)
                         else:

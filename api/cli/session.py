@@ -59,9 +59,12 @@ class Session:
         )
 
     @asynccontextmanager
-    async def stream(self, path: str, answer: type[A]) -> AsyncGenerator[ClientCall[A]]:
+    async def stream(
+        self, path: str, answer: type[A], metadata: Mapping[str, str] | None = None
+    ) -> AsyncGenerator[ClientCall[A]]:
         """A streaming call: send, end, receive."""
-        async with self.channel.stream(_full(path), answer, metadata=self.metadata) as call:
+        told = {**self.metadata, **(metadata or {})}
+        async with self.channel.stream(_full(path), answer, metadata=told) as call:
             yield call
 
     # -- what several commands do

@@ -23,14 +23,13 @@ from ..proto.services import admin_pb2 as pb
 from ..treetext import node_to
 from ..types import platform_from
 from .adminimages import image_methods
+from .archives import ImportCall, Sent, lent
 from .events import to_envelope
 
 if TYPE_CHECKING:
     from ...storage.why import Reason
 
 EXPORT_CHUNK = 1 << 20
-
-ImportCall = Call[pb.ImportRequest, pb.ImportResponse]
 
 
 def service(host: Host) -> Service:
@@ -96,7 +95,8 @@ def service(host: Host) -> Service:
         return pb.CreateContainerResponse(name=made.id, image=made.image)
 
     async def import_(call: ImportCall) -> None:
-        await _import(host, call)
+        with lent(call) as file:
+            await _import(host, call, file)
 
     async def events(
         request: pb.EventsRequest, call: Call[pb.EventsRequest, pb.EventsResponse]
@@ -144,13 +144,14 @@ def service(host: Host) -> Service:
     )
 
 
-async def _import(host: Host, call: ImportCall) -> None:
+async def _import(host: Host, call: ImportCall, file: BinaryIO | None) -> None:
     first = await call.receive()
     if first is None:
         raise InvalidArgument("import: no archive was sent")
     namespace = call.namespace()
-    await call.send(pb.ImportResponse(step="receive"))
-    source = cast("BinaryIO", _Incoming(first.data, call))
+    # Whether it is to send its file is what the caller reads in the answer.
+    await call.send(pb.ImportResponse(step="receive", subject="file" if file else ""))
+    source = file or cast("BinaryIO", Sent(first.data, call))
     platforms = [platform_from(one) for one in first.platforms]
     images = await host.image_keeper.take_in(
         namespace,
@@ -169,25 +170,6 @@ async def _import(host: Host, call: ImportCall) -> None:
                         raise
         digest = image.target.digest
         await call.send(pb.ImportResponse(step="done", subject=image.name, digest=digest))
-
-
-class _Incoming:
-    """The archive's bytes as the messages bring them; read by a thread that trio started."""
-
-    def __init__(self, first: bytes, call: ImportCall) -> None:
-        self._held = first
-        self._call = call
-
-    def read(self, count: int = -1) -> bytes:
-        """Between 1 and `count` bytes; none at the end."""
-        while not self._held:
-            message = trio.from_thread.run(self._call.receive)
-            if message is None:
-                return b""
-            self._held = message.data
-        taken = self._held if count < 0 else self._held[:count]
-        self._held = self._held[len(taken) :]
-        return taken
 
 
 def event_to(event: Event) -> pb.EventsResponse:
