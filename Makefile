@@ -65,6 +65,7 @@ test: check
 
 bench: setup
 	$(BIN)/python -m bench.side_by_side
+	$(BIN)/python -m bench.layer
 
 # Any number of random histories against Erlang's own supervisor: make difftest N=20000 SEED=7
 N ?= 5000

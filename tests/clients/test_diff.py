@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,12 +17,17 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent / "ctr"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "storage"))
-from archives import docker_archive, tar
+from archives import as_json, busybox_layers, config_of, docker_archive, tar
 from bench.daemons import running
+from bench.load import Client, Target
+from dockerhost import DockerHost
 from driver import Ctr
 from trees import look
+
+from holdfast.api.proto.services import diff_pb2, snapshots_pb2
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -182,3 +188,113 @@ def test_an_image_is_converted(daemons: Mapping[str, Ctr]) -> None:
         ctr.run("images", "convert", "--oci", "--uncompress", name, "example.org/oci:1")
         row = next(r for r in ctr.table("images", "ls") if r[0] == "example.org/oci:1")
         assert row[1].startswith("application/vnd.oci.image.")
+
+
+LAYER = "application/vnd.oci.image.layer.v1.tar"
+EPOCH_S = 1_600_000_000
+
+
+def build(root: Path, names: list[str]) -> None:
+    """What a build does, in some order, with the clock's times."""
+    for name in names:
+        (root / "built" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "built" / name).write_text(name * 1000)
+    (root / "etc/changed").write_text("after")
+    (root / "kept/removed").unlink()
+    shutil.rmtree(root / "gone")
+
+
+def digest_of_change(
+    ctr: Ctr, base: str, media_type: str, key: str, epoch_s: int | None = None
+) -> str:
+    """The digest of the layer that a daemon makes of a snapshot."""
+    client = Client(Target(address=str(ctr.daemon.socket), parent=base, namespace="default"))
+    below = f"below-{uuid.uuid4().hex[:8]}"
+    try:
+        view = snapshots_pb2.ViewSnapshotRequest(
+            snapshotter="overlayfs",
+            key=below,
+            parent=base,
+            labels={"containerd.io/gc.root": "test"},
+        )
+        left = client.call("Snapshots.View", view, snapshots_pb2.ViewSnapshotResponse).mounts
+        asked = snapshots_pb2.MountsRequest(snapshotter="overlayfs", key=key)
+        right = client.call("Snapshots.Mounts", asked, snapshots_pb2.MountsResponse).mounts
+        request = diff_pb2.DiffRequest(left=left, right=right, media_type=media_type)
+        if epoch_s is not None:
+            request.source_date_epoch.seconds = epoch_s
+        made: str = client.call("Diff.Diff", request, diff_pb2.DiffResponse).diff.digest
+        return made
+    finally:
+        client.close()
+        ctr.run("snapshots", "rm", below)
+
+
+def test_the_same_build_is_the_same_layer_at_another_time_and_place(
+    daemons: Mapping[str, Ctr], tmp_path: Path
+) -> None:
+    names = ["b/two", "a/one", "c", "a/three"]
+    digests: dict[str, set[str]] = {}
+    with running("holdfast", tmp_path / "elsewhere") as elsewhere:
+        for ctr, key, order in (
+            (daemons["holdfast"], "first", names),
+            (daemons["holdfast"], "second", names[::-1]),
+            (Ctr(elsewhere), "third", sorted(names)),
+        ):
+            base = brought_in(ctr, "overlayfs", [tar([*LOWER, ("it/is", key.encode())])])
+            # The lower layer differs too: it is what has changed that counts.
+            ctr.run("snapshots", "prepare", key, base)
+            with looked_into(ctr, "overlayfs", key, tmp_path / "mnt") as root:
+                build(root, order)
+            for kind in ("", "+gzip", "+zstd"):
+                digests.setdefault(kind, set()).add(
+                    digest_of_change(ctr, base, LAYER + kind, key, EPOCH_S)
+                )
+            digests.setdefault("times", set()).add(digest_of_change(ctr, base, LAYER, key))
+            time.sleep(1.1)
+    assert {kind: len(found) for kind, found in digests.items()} == {
+        "": 1,
+        "+gzip": 1,
+        "+zstd": 1,
+        # Without an epoch the times are those of the builds.
+        "times": 3,
+    }
+
+
+def test_docker_runs_what_was_packed(daemons: Mapping[str, Ctr], tmp_path: Path) -> None:
+    ctr = daemons["holdfast"]
+    below = [*busybox_layers(), tar(LOWER)]
+    ctr.run("snapshots", "prepare", "for-docker", brought_in(ctr, "overlayfs", below))
+    with looked_into(ctr, "overlayfs", "for-docker", tmp_path / "mnt") as root:
+        change(root)
+    top = packed(ctr, "overlayfs", "for-docker")
+    files = {f"{n}.tar": layer for n, layer in enumerate(below)} | {
+        # As it is in the content store.
+        "top.tar.gz": gzip.compress(top, mtime=0),
+        "config.json": as_json(config_of([*below, top])),
+    }
+    manifest = [
+        {"Config": "config.json", "RepoTags": ["packed:1"], "Layers": [*files][: len(below) + 1]}
+    ]
+    archive = tmp_path / "packed.tar"
+    archive.write_bytes(tar([*files.items(), ("manifest.json", as_json(manifest))]))
+    script = (
+        "cat /etc/changed; test ! -e /kept/removed && test ! -e /gone && ls /refilled;"
+        " busybox stat -c '%a %h' /etc/changed /links/two; readlink /links/sym;"
+        " busybox stat -c '%F' /pipe /null; cat /grün; ls /long*; wc -c < /sparse"
+    )
+    with DockerHost.open() as host:
+        host.docker("load", "-i", str(archive))
+        said = host.docker(
+            "run", "--rm", "--network", "none", "packed:1", "/bin/busybox", "sh", "-c", script
+        )
+    assert said.splitlines() == [
+        "after" + "new",
+        "4750 1",
+        "755 2",
+        "../etc/changed",
+        "fifo",
+        "character special file",
+        "no ASCII" + "/" + "long" * 40,
+        str(1 << 20),
+    ]
