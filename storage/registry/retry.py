@@ -44,10 +44,14 @@ def retry_after_of(header: str, now: datetime) -> float | None:
     text = header.strip()
     if text.isascii() and text.isdigit():
         return float(text[:9])
+    when = date_of(text)
+    return None if when is None else max(0.0, (when - now).total_seconds())
+
+
+def date_of(text: str) -> datetime | None:
+    """A date as HTTP writes it; None: it is none."""
     try:
         when = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
-    if when.tzinfo is None:
-        when = when.replace(tzinfo=UTC)
-    return max(0.0, (when - now).total_seconds())
+    return when if when.tzinfo else when.replace(tzinfo=UTC)

@@ -11,7 +11,6 @@ rejected. One task at a time asks; the others wait for its answer.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -31,6 +30,7 @@ from .auth import (
 )
 from .errors import Failure, place
 from .hosts import Host, origin_of
+from .retry import date_of
 from .transport import Request, Transport, Unanswered, close, failure_of, read
 
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ class Authorizer:
             raise PermissionDenied(f"{what}: the token server gave no token")
         self._refresh_token = document.text("refresh_token") or self._refresh_token
         life = life_of(
-            document, _stamp(document.text("issued_at")), _date(response.headers.get("Date", ""))
+            document, _stamp(document.text("issued_at")), date_of(response.headers.get("Date", ""))
         )
         return Held(header, trio.current_time() + RENEWED_AT * life)
 
@@ -286,11 +286,3 @@ def _stamp(text: str) -> datetime | None:
     except ValueError:
         return None
     return stamp if stamp.tzinfo else None
-
-
-def _date(text: str) -> datetime | None:
-    try:
-        date = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    return date if date.tzinfo else None

@@ -55,6 +55,9 @@ _REASONS: Mapping[str, tuple[str, str]] = {
 
 def context_of(host: Host, *, own: bool) -> ssl.SSLContext:
     """Whom we trust for a host; `own`: with what we show of ourselves. Reads files; blocks."""
+    if own and host.origin[0] == "http":
+        # It is not spoken to by TLS: reading all that the system trusts takes its time.
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context = ssl.create_default_context()
     for path in host.authorities:
         try:

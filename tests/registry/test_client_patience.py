@@ -184,6 +184,9 @@ async def test_an_end_whose_answer_was_lost_is_found_to_be_one() -> None:
         ("soon", None),
         ("", None),
         ("٣", None),
+        ("Thu, 01 Jan 2026 00:01:00 +99999999999999999999", None),
+        ("Thu, 01 Jan 99999999999999999999 00:01:00 GMT", None),
+        ("Thu, 01 Jan 2026 00:01:00 -9999", None),
     ],
 )
 def test_retry_after_is_read_as_http_has_it(header: str, seconds: float | None) -> None:
