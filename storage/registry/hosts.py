@@ -11,7 +11,7 @@ import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from ...actors.errors import InvalidArgument
 from ..digest import parse_digest
@@ -84,6 +84,16 @@ def origin_of(url: str) -> tuple[str, str, int]:
     return split.scheme, split.hostname, port
 
 
+def joined(url: str, location: str) -> str:
+    """The address that a location names, seen from a URL; InvalidArgument: it is none of http."""
+    try:
+        target = urljoin(url, location).partition("#")[0]
+    except ValueError as error:
+        raise InvalidArgument(f"{location.partition('?')[0][:200]!r} is no address") from error
+    origin_of(target)
+    return target
+
+
 def parse_remote(text: str) -> Remote:
     """The place that a reference names; InvalidArgument when it is none."""
     full = normalize(text)
@@ -129,6 +139,7 @@ def plain_host(name: str, scheme: str = "") -> Host:
     name = ALIASES.get(name, name)
     if scheme not in ("", "http", "https"):
         raise InvalidArgument(f"default scheme {scheme!r}: http or https")
+    origin_of(f"https://{name}")
     return Host(base=f"{scheme or _scheme(name)}://{name}/v2")
 
 

@@ -7,13 +7,19 @@ have the same index under the tag `sha256-<hex>`, which clients keep there. No i
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qsl, urljoin, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
-from ...actors.errors import FailedPrecondition, NotFound, ResourceExhausted, Unknown
+from ...actors.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unknown,
+)
 from ..descriptor import OCI_INDEX, Descriptor, read_index
 from ..digest import Digest
 from .errors import place
-from .hosts import Remote
+from .hosts import Remote, joined
 from .transport import read
 
 if TYPE_CHECKING:
@@ -91,7 +97,10 @@ def next_page(link: str, url: str) -> Mapping[str, str] | None:
     for one in link.split(","):
         target, _, parameters = one.strip().partition(">")
         if target.startswith("<") and 'rel="next"' in parameters.replace("rel=next", 'rel="next"'):
-            split = urlsplit(urljoin(url, target[1:]))
+            try:
+                split = urlsplit(joined(url, target[1:]))
+            except InvalidArgument:
+                return None
             return dict(
                 name_value for name_value in parse_qsl(split.query) if name_value[0] != "ns"
             )

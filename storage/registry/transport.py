@@ -6,6 +6,7 @@ The package that speaks HTTP is imported when the first transport is made.
 """
 
 import math
+import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -14,13 +15,12 @@ from datetime import UTC, datetime
 from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING
-from urllib.parse import urljoin
 
 import trio
 
 from ...actors.errors import InvalidArgument, ResourceExhausted, Unavailable
 from .errors import ERROR_BYTES_MAX, Failure, failure_of_answer, place, shown
-from .hosts import Host, origin_of
+from .hosts import Host, joined, origin_of
 from .retry import retry_after_of
 from .trust import causes, context_of, fault_of_tls
 
@@ -107,11 +107,10 @@ class Transport:
         if len(location) > LOCATION_MAX:
             raise self._no(method, url, "leads to an address without an end")
         try:
-            following = urljoin(url, location).partition("#")[0]
-            target = origin_of(following)
-        except (ValueError, InvalidArgument) as error:
+            following = joined(url, location)
+        except InvalidArgument as error:
             raise self._no(method, url, "leads to what is no address of http") from error
-        if origin_of(url)[0] == "https" and target[0] != "https":
+        if origin_of(url)[0] == "https" and origin_of(following)[0] != "https":
             raise self._no(method, url, f"leads from https to {place(following)}")
         return following
 
@@ -132,7 +131,13 @@ class Transport:
                 request.extensions["timeout"]["read"] = HEAD_WITHIN_S
             with trio.fail_after(within_s):
                 return await client.send(request, stream=True, follow_redirects=False)
-        except (httpx2.HTTPError, httpx2.InvalidURL, ssl.SSLError, trio.TooSlowError) as error:
+        except (
+            httpx2.HTTPError,
+            httpx2.InvalidURL,
+            ssl.SSLError,
+            trio.TooSlowError,
+            UnicodeError,
+        ) as error:
             why, passing = _why(error, origin_of(url)[1])
             refusal = Unavailable(f"{self._what}: {method} {place(url)}: {why}")
             refusal.__cause__ = error
@@ -189,10 +194,14 @@ def _why(error: BaseException, authority: str) -> tuple[str, bool]:
 
     if tls := fault_of_tls(error, authority):
         return tls, False
+    if any(
+        isinstance(one, socket.gaierror) and one.errno == socket.EAI_NONAME for one in causes(error)
+    ):
+        return "there is no host of this name", False
     match error:
         case httpx2.LocalProtocolError():
             return "a header or an address that HTTP does not allow", False
-        case httpx2.InvalidURL() | httpx2.UnsupportedProtocol():
+        case httpx2.InvalidURL() | httpx2.UnsupportedProtocol() | UnicodeError():
             return "no address of http", False
         case httpx2.ConnectTimeout():
             return "no connection in time: is the name right, is the server up?", True

@@ -12,7 +12,7 @@ registry does not know either, the upload is lost: Aborted, and the caller begin
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 import trio
 
@@ -31,7 +31,7 @@ from ...actors.errors import (
 from ..descriptor import Descriptor
 from .auth import Scopes, scope_of
 from .errors import place
-from .hosts import Remote, origin_of
+from .hosts import Remote, joined, origin_of
 from .session import Session
 from .transport import LOCATION_MAX, close
 
@@ -234,9 +234,12 @@ class Uploads:
         """Where an upload goes on, which may be another server; never from https to http."""
         asked = str(response.url)
         location = response.headers.get("Location", before)
-        url = urljoin(asked, location).partition("#")[0]
         if not location or len(location) > LOCATION_MAX:
             raise Unknown(f"{place(asked)}: the registry named no place for an upload")
+        try:
+            url = joined(asked, location)
+        except InvalidArgument as error:
+            raise Unknown(f"{place(asked)}: an upload's place: {error}") from error
         if origin_of(asked)[0] == "https" and origin_of(url)[0] != "https":
             raise Unknown(f"{place(asked)}: an upload would go from https to {place(url)}")
         return url

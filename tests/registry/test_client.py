@@ -319,6 +319,7 @@ async def test_a_refusal_of_referrers_is_not_taken_for_none() -> None:
         ('</a?x=1>; rel="prev"', None),
         ("", None),
         ("<", None),
+        ('<http://[>; rel="next"', None),
     ],
 )
 def test_the_next_page_is_a_query_of_the_same_place(

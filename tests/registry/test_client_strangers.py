@@ -50,12 +50,15 @@ async def test_a_redirect_elsewhere_carries_nothing_private(tmp_path: Path) -> N
                 ask=Giver(ALICE),
                 headers={"X-Client": SECRET},
             ) as client:
-                assert await fetched(client, blob(RAW), 5) == RAW[5:]
-            first, second = server.seen
+                for _ in range(2):
+                    assert await fetched(client, blob(RAW), 5) == RAW[5:]
+            first, second, third = server.seen
+            # What is asked to be kept, and shown again, is not.
+            assert "cookie" not in third.headers
             assert first.headers["x-key"] == first.headers["x-client"] == SECRET
             assert second.headers["authorization"] == ALICE.basic()
-        (seen,) = other.seen
-        assert seen.headers.keys() <= PUBLIC
+        for seen in other.seen:
+            assert seen.headers.keys() <= PUBLIC
         assert seen.headers["range"] == "bytes=5-"
         assert seen.query == {"sig": ["1"]}
 
@@ -69,8 +72,13 @@ async def test_what_a_stranger_demands_is_not_answered() -> None:
 
     with loopback(demand) as other:
         there = Answer(307, headers={"Location": f"{other.url}/data"})
-        with loopback(lambda seen: demanding(seen, there)) as server:
+
+        def answer(seen: Seen) -> Answer:
+            return demanding(seen, there if "/blobs/" in seen.path else manifest())
+
+        with loopback(answer) as server:
             async with opened_registry(f"{server.authority}/tool:1", ask=Giver(ALICE)) as client:
+                await client.resolve()
                 with pytest.raises(PermissionDenied, match=f"{other.authority}/data.*show me"):
                     await fetched(client, blob(RAW))
         assert [one.path for one in other.seen] == ["/data"]

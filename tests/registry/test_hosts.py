@@ -32,6 +32,7 @@ from holdfast.storage.registry.hosts import (
     split_folders,
 )
 from holdfast.storage.registry.hostsfile import read_folder
+from holdfast.storage.registry.retry import Patience
 from holdfast.storage.transfer import ImageStore, Progress, RegistryPlace
 
 REMOTE = parse_remote("team.example:5000/tool:1")
@@ -236,6 +237,19 @@ def test_origins_are_equal_where_scheme_host_and_port_are() -> None:
     for text in ("", "x", "ftp://a", "http://", "http://a:b", "http://[::1"):
         with pytest.raises(InvalidArgument):
             origin_of(text)
+
+
+@pytest.mark.parametrize("name", ["[::::::]", "h.x:99999", "[1]:5000"])
+def test_a_name_that_no_host_can_have_is_refused(name: str) -> None:
+    with pytest.raises(InvalidArgument, match="is no address of http"):
+        hosts_of(parse_remote(f"{name}/tool"), [])
+
+
+async def test_a_name_that_cannot_be_looked_up_is_told_at_once() -> None:
+    patience = Patience(first_s=60)
+    async with opened_registry(f"{'a' * 64}.example/tool", patience=patience) as client:
+        with trio.fail_after(20), pytest.raises(Unavailable, match="no address of http"):
+            await client.resolve()
 
 
 def test_the_loopback_is_known_by_name_and_address() -> None:
