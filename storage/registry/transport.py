@@ -20,7 +20,7 @@ import trio
 
 from ...actors.errors import InvalidArgument, ResourceExhausted, Unavailable
 from .errors import ERROR_BYTES_MAX, Failure, failure_of_answer, place, shown
-from .hosts import Host, joined, origin_of
+from .hosts import Host, is_loopback, joined, origin_of
 from .retry import retry_after_of
 from .trust import causes, context_of, fault_of_tls
 
@@ -170,6 +170,7 @@ def _client(host: Host, *, own: bool) -> "httpx2.AsyncClient":
     silent = host.silent_within_s or SILENT_WITHIN_S
     connect = host.connect_within_s or CONNECT_WITHIN_S
     proxy = host.proxy if own else ""
+    by_environment = not proxy and not (own and is_loopback(host.authority))
     try:
         return httpx2.AsyncClient(
             verify=context_of(host, own=own),
@@ -178,8 +179,8 @@ def _client(host: Host, *, own: bool) -> "httpx2.AsyncClient":
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             limits=httpx2.Limits(max_connections=None, keepalive_expiry=30.0),
             proxy=proxy or None,
-            mounts=None if proxy else dict.fromkeys(OWN_MACHINE),
-            trust_env=not proxy,
+            mounts=dict.fromkeys(OWN_MACHINE) if by_environment else None,
+            trust_env=by_environment,
         )
     except (ImportError, ValueError, httpx2.InvalidURL) as error:
         # The address may hold a password.

@@ -226,12 +226,19 @@ async def test_a_host_that_does_not_take_connections_is_given_up(tmp_path: Path)
 async def test_a_proxy_of_the_environment_is_asked_for_others_and_not_for_the_loopback(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with loopback(in_turn(manifest())) as proxy, loopback(in_turn(manifest())) as server:
+    with (
+        loopback(in_turn(manifest())) as proxy,
+        loopback(in_turn(BLOB)) as other,
+        loopback(in_turn(manifest(), Answer(302, headers={"Location": other.url}))) as server,
+    ):
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
-        monkeypatch.setenv("NO_PROXY", "other.example")
+        # A name that cannot be looked up: nobody but a proxy would answer for it.
+        unnamed = "a" * 64 + ".example"
+        monkeypatch.setenv("NO_PROXY", unnamed)
         async with opened_registry(f"{server.authority}/tool:1") as client:
             await client.resolve()
-        assert (len(proxy.seen), len(server.seen)) == (0, 1)
+            assert await fetched(client, blob(RAW)) == RAW
+        assert (len(proxy.seen), len(server.seen), len(other.seen)) == (0, 2, 1)
 
         async def resolve(name: str) -> None:
             async with opened_registry(f"{name}/tool:1", scheme="http") as client:
@@ -240,8 +247,8 @@ async def test_a_proxy_of_the_environment_is_asked_for_others_and_not_for_the_lo
         await resolve("team.example:5000")
         (seen,) = proxy.seen
         assert seen.headers["host"] == "team.example:5000"
-        with pytest.raises(Unavailable, match="no connection"):
-            await resolve("other.example:5000")
+        with pytest.raises(Unavailable, match="no address of http"):
+            await resolve(f"{unnamed}:5000")
         assert len(proxy.seen) == 1
 
 
