@@ -57,47 +57,63 @@ class Session:
     ) -> "httpx2.Response":
         """A good answer, to be closed by the caller; else a refusal. `get_instead`: a HEAD that is
         refused is asked as a GET: not every registry knows it, and none says why in its answer."""
-        began, attempts, demands = trio.current_time(), 0, 0
-        own = origin_of(url) == self.host.origin
-        again = isinstance(body, bytes | None)
+        began, attempts = trio.current_time(), 0
         while True:
-            shown = ""
+            attempts += 1
             try:
-                shown = await self._authorizer.header(scopes) if own else ""
-                request = Request(
-                    method=method,
-                    url=url,
-                    headers=headers,
-                    private=self._shown(shown) if own else {},
-                    body=body,
-                )
-                response = await self._transport.send(request)
-                if response.status_code != 401:
-                    self._authorizer.accepted(scopes, shown)
-                if response.status_code < 300:
-                    return response
-                failure = await self._failure(request, response)
-                # What a stranger demands, to whom the host has led us, is not answered.
-                own_words = own and origin_of(str(response.url)) == self.host.origin
-                if failure.status == 401 and own_words and demands < DEMANDS_MAX and again:
-                    demands += 1
-                    demand = ", ".join(response.headers.get_list("WWW-Authenticate"))
-                    if demand and await self._authorizer.answer(demand, scopes, shown):
-                        continue
-                if get_instead and method == "HEAD" and failure.status in WORDLESS:
-                    method = "GET"
-                    continue
+                return await self.ask_once(method, url, headers, scopes, body, get_instead)
             except Unanswered as error:
                 failure = error.failure
-            attempts += 1
-            if attempts == attempts_max or not again:
-                raise failure.refusal
-            pause = pause_before_next(
-                self._patience, failure, attempts, trio.current_time() - began
-            )
+            pause = None
+            if attempts != attempts_max and isinstance(body, bytes | None):
+                pause = self.pause_before_next(failure, attempts, began)
             if pause is None:
                 raise failure.refusal
             await trio.sleep(pause)
+
+    def pause_before_next(self, failure: Failure, attempts: int, began: float) -> float | None:
+        """How long to wait after so many attempts since then; None: the failure stands."""
+        return pause_before_next(self._patience, failure, attempts, trio.current_time() - began)
+
+    async def ask_once(
+        self,
+        method: str,
+        url: str,
+        headers: Headers,
+        scopes: Scopes,
+        body: bytes | AsyncIterator[bytes] | None = None,
+        get_instead: bool = False,
+    ) -> "httpx2.Response":
+        """The same without patience: a good answer, else Unanswered."""
+        own = origin_of(url) == self.host.origin
+        demands = 0
+        while True:
+            shown = await self._authorizer.header(scopes) if own else ""
+            request = Request(
+                method=method,
+                url=url,
+                headers=headers,
+                private=self._shown(shown) if own else {},
+                body=body,
+            )
+            response = await self._transport.send(request)
+            if response.status_code != 401:
+                self._authorizer.accepted(scopes, shown)
+            if response.status_code < 300:
+                return response
+            failure = await self._failure(request, response)
+            # What a stranger demands, to whom the host has led us, is not answered.
+            own_words = own and origin_of(str(response.url)) == self.host.origin
+            if failure.status == 401 and own_words and demands < DEMANDS_MAX:
+                demands += 1
+                demand = ", ".join(response.headers.get_list("WWW-Authenticate"))
+                again = isinstance(body, bytes | None) and bool(demand)
+                if again and await self._authorizer.answer(demand, scopes, shown):
+                    continue
+            if get_instead and method == "HEAD" and failure.status in WORDLESS:
+                method = "GET"
+                continue
+            raise Unanswered(failure)
 
     async def aclose(self) -> None:
         """Close all connections."""

@@ -30,17 +30,15 @@ from ...actors.errors import (
 )
 from ..descriptor import Descriptor
 from .auth import Scopes, scope_of
-from .errors import place
+from .errors import Failure, place
 from .hosts import Remote, joined, origin_of
 from .session import Session
-from .transport import LOCATION_MAX, close
+from .transport import LOCATION_MAX, Unanswered, close
 
 if TYPE_CHECKING:
     import httpx2
 
 BLOB_TYPE = "application/octet-stream"
-PART_ATTEMPTS_MAX = 4
-PART_PAUSE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,18 +90,22 @@ class Uploads:
         """Send the next bytes. Refused in the middle, it finds out how much arrived, and sends
         the rest."""
         end = upload.offset + len(piece)
-        attempts = 0
+        began, attempts = trio.current_time(), 0
         while piece:
             attempts += 1
             try:
                 upload = await self._patch(upload, piece)
-            except NotFound as gone:
-                raise _lost(gone) from gone
-            except (Unavailable, ResourceExhausted, OutOfRange) as refusal:
-                if attempts >= PART_ATTEMPTS_MAX:
-                    raise
-                await trio.sleep(PART_PAUSE_S * attempts)
-                upload = await self._settled(upload, end - len(piece), end, refusal)
+            except Unanswered as error:
+                failure = error.failure
+                if failure.status == 404:
+                    raise _lost(failure.refusal) from error
+                # 416: it has another idea of where this part begins.
+                settles = replace(failure, passing=failure.passing or failure.status == 416)
+                pause = self._session.pause_before_next(settles, attempts, began)
+                if pause is None:
+                    raise failure.refusal from error
+                await trio.sleep(pause)
+                upload = await self._settled(upload, end - len(piece), end, failure.refusal)
             piece = piece[len(piece) - (end - upload.offset) :]
         return upload
 
@@ -163,14 +165,13 @@ class Uploads:
             "Content-Length": str(len(piece)),
             "Content-Range": f"{upload.offset}-{upload.offset + len(piece) - 1}",
         }
-        response = await self._session.ask(
-            "PATCH", upload.url, headers, self._scopes, piece, attempts_max=1
-        )
+        response = await self._session.ask_once("PATCH", upload.url, headers, self._scopes, piece)
         try:
             end = upload.offset + len(piece)
             told = response.headers.get("Range", "")
             if told and _end_of(told, end) != end:
-                raise OutOfRange(f"{place(upload.url)}: the registry has {told[:40]!r}, not {end}")
+                why = f"{place(upload.url)}: the registry has {told[:40]!r}, not {end}"
+                raise Unanswered(Failure(OutOfRange(why), status=416))
             return replace(upload, url=self._location(response, upload.url), offset=end)
         finally:
             await close(response)

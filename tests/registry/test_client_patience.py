@@ -15,6 +15,8 @@ from clients import blob, fetched, opened_registry, pieces_of
 from loopback import MANIFEST, Answer, Seen, in_turn, loopback, manifest, nobody, told
 
 from holdfast.actors.errors import (
+    Aborted,
+    FailedPrecondition,
     NotFound,
     PermissionDenied,
     ResourceExhausted,
@@ -148,6 +150,113 @@ async def test_a_part_whose_fate_is_unknown_is_settled_by_asking() -> None:
         # What had arrived was not sent again.
         sent = [one.headers["content-range"] for one in server.seen if one.method == "PATCH"]
         assert sent == ["0-3999", "4000-7999", "6000-7999", "6000-7999", "8000-10239"]
+
+
+async def test_a_part_waits_as_long_as_the_server_says() -> None:
+    def answer(seen: Seen) -> Answer:
+        place = {"Location": "/upload"}
+        match seen.method:
+            case "POST":
+                return Answer(202, headers=place)
+            case "GET":
+                return Answer(204, headers={**place, "Range": "0-0"})
+            case _:
+                busy = told(429, "SLOW", "down", Retry_After="1")
+                return busy if len(server.seen) == 2 else Answer(202, headers=place)
+
+    with loopback(answer) as server:
+        async with opened_registry(f"{server.authority}/tool:1") as client:
+            upload = await client.begin_upload(blob(b"x" * 10))
+            assert upload is not None
+            began = trio.current_time()
+            upload = await client.upload_part(upload, b"x" * 10)
+            assert trio.current_time() - began >= 1
+            assert upload.offset == 10
+        assert [one.method for one in server.seen] == ["POST", "PATCH", "GET", "PATCH"]
+
+
+@pytest.mark.parametrize(
+    ("patch", "status", "refusal"),
+    [
+        # It is never free; it forgot the upload; it has more than was sent; it does not say.
+        (BUSY, Answer(204), Unavailable),
+        (told(404, "UNKNOWN", "gone"), Answer(204), Aborted),
+        (BUSY, told(404, "UNKNOWN", "gone"), Aborted),
+        (BUSY, Answer(204, headers={"Range": "0-99"}), Aborted),
+        (BUSY, told(400, "UNSUPPORTED", "no"), Aborted),
+        (Answer(202, headers={"Range": "0-99"}), Answer(204, headers={"Range": "0-99"}), Aborted),
+        (told(403, "DENIED", "no"), Answer(204), PermissionDenied),
+    ],
+)
+async def test_a_part_that_does_not_arrive_ends_in_a_refusal(
+    patch: Answer, status: Answer, refusal: type[Exception]
+) -> None:
+    said = {"POST": Answer(202, headers={"Location": "/upload"}), "PATCH": patch, "GET": status}
+    with loopback(lambda seen: said[seen.method]) as server:
+        async with opened_registry(f"{server.authority}/tool:1") as client:
+            upload = await client.begin_upload(blob(b"x" * 10))
+            assert upload is not None
+            with pytest.raises(refusal):
+                await client.upload_part(upload, b"x" * 10)
+        assert len(server.seen) < 20
+
+
+async def test_an_end_that_broke_off_goes_on_with_what_is_missing() -> None:
+    raw = bytes(range(200))
+    stored = bytearray()
+
+    def answer(seen: Seen) -> Answer:
+        place = {"Location": "/upload", "Range": f"0-{max(0, len(stored) - 1)}"}
+        match seen.method:
+            case "HEAD":
+                return told(404, "UNKNOWN", "not yet")
+            case "PUT" if seen.body:
+                stored.extend(seen.body[:150])
+                return Answer(cut=0)
+            case "PUT":
+                digest = {"Docker-Content-Digest": seen.query["digest"][0]}
+                return Answer(201, headers=digest)
+            case "PATCH":
+                stored.extend(seen.body)
+                return Answer(202, headers={**place, "Range": "0-199"})
+            case _:
+                return Answer(202, headers=place)
+
+    with loopback(answer) as server:
+        async with opened_registry(f"{server.authority}/tool:1") as client:
+            upload = await client.begin_upload(blob(raw))
+            assert upload is not None
+            await client.finish_upload(upload, blob(raw), raw)
+        assert bytes(stored) == raw
+        assert [one.method for one in server.seen if one.body] == ["PUT", "PATCH"]
+
+
+async def test_a_registry_that_has_stored_something_else_is_not_believed() -> None:
+    def answer(seen: Seen) -> Answer:
+        other = {"Docker-Content-Digest": blob(b"other").digest}
+        return (
+            Answer(202, headers={"Location": "/u"})
+            if seen.method == "POST"
+            else Answer(201, headers=other)
+        )
+
+    with loopback(answer) as server:
+        async with opened_registry(f"{server.authority}/tool:1") as client:
+            with pytest.raises(FailedPrecondition, match="the registry has sha256:"):
+                await client.put_blob(blob(b"x"), pieces_of(b"x"))
+
+
+async def test_a_mount_that_is_not_allowed_becomes_an_upload() -> None:
+    def answer(seen: Seen) -> Answer:
+        return (
+            told(403, "DENIED", "no")
+            if "mount" in seen.query
+            else Answer(202, headers={"Location": "/u"})
+        )
+
+    with loopback(answer) as server:
+        async with opened_registry(f"{server.authority}/tool:1") as client:
+            assert await client.begin_upload(blob(b"x"), "other") is not None
 
 
 async def test_an_end_whose_answer_was_lost_is_found_to_be_one() -> None:
