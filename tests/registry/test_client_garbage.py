@@ -24,8 +24,8 @@ from holdfast.storage.registry.auth import Credentials
 from holdfast.storage.registry.retry import Patience
 
 SEED = int(os.environ.get("HOLDFAST_SEED", random.SystemRandom().randrange(1 << 32)))
-ROUNDS = 300
-ONCE = Patience(attempts_max=2, first_s=0.001)
+ROUNDS = 200
+ONCE = Patience(attempts_max=2, first_s=0.001, within_s=0.5)
 INDEX = b'{"schemaVersion":2,"manifests":[{"mediaType":"x","digest":"sha256:00","size":1}]}'
 
 
