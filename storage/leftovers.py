@@ -1,15 +1,19 @@
 """Directories whose snapshots are gone, on their way off the disk."""
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
 import trio
 
 from ..actors import failpoints
-from ..actors.errors import Refusal
+from ..actors.errors import Refusal, Unavailable
 from .store import Store
 from .workers import Workers
+
+WORKERS_MAX = 3
+"""So many are tried with one directory, when they die."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -60,7 +64,12 @@ class Leftovers:
     async def _remove(self, snapshot_id: int) -> None:
         try:
             failpoints.passed("snapshot.reclaim.remove")
-            await self._workers.remove_tree(self._home / str(snapshot_id))
+            for _ in range(WORKERS_MAX - 1):
+                with suppress(Unavailable):
+                    await self._workers.remove_tree(self._home / str(snapshot_id))
+                    break
+            else:
+                await self._workers.remove_tree(self._home / str(snapshot_id))
             failpoints.passed("snapshot.reclaim.removed")
         except Refusal as error:
             log.warning(

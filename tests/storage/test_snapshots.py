@@ -1,6 +1,7 @@
 """Snapshots over each driver: the suite, and what is the graph's own."""
 
 import os
+import signal
 import sqlite3
 import sys
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from holdfast.actors import failpoints
 from holdfast.actors.errors import DataLoss, FailedPrecondition, NotFound, Unavailable
 from holdfast.actors.exits import KILL
 from holdfast.actors.system import System
@@ -22,7 +24,7 @@ from holdfast.storage.snapshotactor import SnapshotActor
 from holdfast.storage.snapshots import Driver, SnapshotKeeper, Snapshots
 from holdfast.storage.snapshotter import Kind
 from holdfast.storage.store import Store, Transaction
-from holdfast.storage.workers import Workers
+from holdfast.storage.workers import Worker, Workers
 
 sys.path.insert(0, str(Path(__file__).parent))
 from check_snapshotter import CHECKS, NS, House, check_snapshotter
@@ -196,6 +198,30 @@ async def test_a_removed_snapshots_directory_goes(tmp_path: Path) -> None:
         [mount] = await house.snapshotter.prepare(NS, "a", "")
         await house.snapshotter.remove(NS, "a")
         await house.snapshotter.cleanup()
+        assert not is_there(Path(mount.source).parent)
+
+
+async def test_a_workers_death_at_a_removal_costs_a_further_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(failpoints.VARIABLE, "worker:job.remove=delay:60")
+    async with opened(tmp_path, "overlayfs") as house:
+        [mount] = await house.snapshotter.prepare(NS, "a", "")
+        await house.snapshotter.remove(NS, "a")
+
+        def working() -> list[int]:
+            actors = [cell.actor for cell in System.current().cells]
+            return [one.pid for one in actors if isinstance(one, Worker) and one.pid]
+
+        with trio.fail_after(20):
+            while not working():
+                await trio.sleep(0.01)
+        monkeypatch.delenv(failpoints.VARIABLE)
+        await trio.sleep(0.3)
+        assert is_there(Path(mount.source).parent)
+        os.kill(working()[0], signal.SIGKILL)
+        with trio.fail_after(20):
+            await house.snapshotter.cleanup()
         assert not is_there(Path(mount.source).parent)
 
 
