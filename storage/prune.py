@@ -93,7 +93,7 @@ class Prune:
     async def _freed(self, namespace: str, every: Sequence[Image], going: Sequence[Image]) -> int:
         names = {image.name for image in going}
         parts: list[Mapping[Key, int]] = []
-        kept: set[Key] = set(self._of_containers(namespace))
+        kept = self._of_containers(namespace)
         seen: set[tuple[bool, Digest]] = set()
         for image in every:
             goes = image.name in names
@@ -107,18 +107,19 @@ class Prune:
                 kept |= found.keys()
         return sum(size for key, size in joined(parts).items() if key not in kept)
 
-    def _of_containers(self, namespace: str) -> Sequence[Key]:
+    def _of_containers(self, namespace: str) -> set[Key]:
         """The snapshots that containers stand on."""
-        found: list[Key] = []
+        found: set[Key] = set()
+        above: dict[Key, str] = {
+            (name, one.name): one.parent
+            for name, snapshotter in self._snapshotters.items()
+            for one in snapshotter.walk(namespace)
+        }
         for container in self._containers.list(namespace):
-            snapshotter = self._snapshotters.get(container.snapshotter)
-            if snapshotter is None or not container.snapshot_key:
-                continue
-            above = {one.name: one.parent for one in snapshotter.walk(namespace)}
-            key = container.snapshot_key
-            while key:
-                found.append((container.snapshotter, key))
-                key = above.get(key, "")
+            key = container.snapshotter, container.snapshot_key
+            while key[1] and key not in found:
+                found.add(key)
+                key = container.snapshotter, above.get(key, "")
         return found
 
 
