@@ -393,6 +393,38 @@ def test_a_container_becomes_an_image_and_runs_on(holdfast: Holdfast) -> None:
     holdfast.run("images", "check", "--verify", "made:1")
 
 
+def test_others_read_what_is_made_here(holdfast: Holdfast, tmp_path: Path) -> None:
+    """skopeo checks each digest, umoci unpacks, Debian's containerd runs."""
+    script = "echo made > /made; rm /etc/passwd; ln -s made /link"
+    holdfast.run("run", "--name", "c", "busybox", "sh", "-c", script)
+    holdfast.run("commit", "--change", 'CMD ["cat", "/link"]', "c", "made:1")
+    archive, layout = tmp_path / "made.tar", tmp_path / "layout"
+    for compression in ("gzip", "uncompressed", "zstd"):
+        name = f"docker.io/library/{compression}:1"
+        holdfast.run("convert", "--compression", compression, "--oci", "made:1", name)
+        holdfast.run("export", "-o", str(archive), name)
+        source = f"oci-archive:{archive}"
+        seen = json.loads(command("skopeo", "inspect", source))
+        assert seen["Digest"] == holdfast.inspect(name)["target"]["digest"]
+        command("skopeo", "copy", source, f"dir:{tmp_path}/{compression}")
+        if compression == "gzip":
+            command("skopeo", "copy", source, f"oci:{layout}:made")
+            command("umoci", "unpack", "--image", f"{layout}:made", str(tmp_path / "bundle"))
+            root = tmp_path / "bundle/rootfs"
+            assert (root / "link").read_text() == "made\n"
+            assert not (root / "etc/passwd").exists()
+        with running("containerd", tmp_path / f"containerd-{compression}") as theirs:
+            ctr = ("ctr", "--address", str(theirs.socket))
+            command(*ctr, "images", "import", str(archive))
+            assert command(*ctr, "run", "--rm", "--net-host", name, "c") == "made\n"
+
+
+def command(*words: str) -> str:
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
 def test_a_commit_is_refused_where_it_cannot_be_and_leaves_nothing(holdfast: Holdfast) -> None:
     assert "not found" in holdfast.run("commit", "never", "x:1", code=1)
     holdfast.run("run", "--name", "c", "busybox", "true")
