@@ -1,7 +1,7 @@
 """Pull: an image's content from a registry into the content store, each blob verified.
 
     pulling = Pull(...)
-    async with pulling.begun():
+    async with pulling.begun(judge):
         pulling.target              what the reference points to; all manifests are here
         await pulling.documents()   the configs are here too
         await pulling.arrived(...)  this blob is here
