@@ -28,10 +28,11 @@ from .exporter import export_archive
 from .images import Image, Images
 from .importer import Source, import_archive
 from .leases import Leases
+from .mounts import Mount
 from .platform import Platform, host
 from .registry.limits import PullLimits
 from .snapshotter import Snapshotter
-from .unpack import Arrived, unpack
+from .unpack import Apply, Arrived, unpack
 
 if TYPE_CHECKING:
     from .registry.auth import AskCredentials
@@ -350,7 +351,7 @@ class Transfers:
                     await unpack(
                         self.content,
                         snapshotter,
-                        self._differs.apply,
+                        telling(self._differs.apply, report),
                         namespace,
                         target,
                         wanted.platform,
@@ -393,6 +394,21 @@ class Transfers:
                 return await self._images.update(namespace, image)
             except NotFound:
                 continue  # it was removed meanwhile
+
+
+def telling(apply: Apply, report: Report) -> Apply:
+    """The same, which says of each layer when it is begun and when it is done."""
+
+    async def applied(namespace: str, layer: Descriptor, mounts: Sequence[Mount], /) -> Descriptor:
+        now = Progress(
+            event="extracting", name=f"layer-{layer.digest}", total=layer.size, descriptor=layer
+        )
+        await report(now)
+        found = await apply(namespace, layer, mounts)
+        await report(replace(now, event="extracted", progress=layer.size))
+        return found
+
+    return applied
 
 
 def names_of(destination: ImageStore, target: Descriptor) -> Sequence[str]:
