@@ -49,7 +49,9 @@ def login(
         try:
             asked = await check_login(host, given, folders, "http" if plain_http else "")
         except PermissionDenied as error:
-            raise PermissionDenied(f"{error}; nothing is kept") from error
+            # Without what is advised to those who have not logged in.
+            said = str(error).partition(": access denied")[0]
+            raise PermissionDenied(f"{said}: wrong name or password; nothing is kept") from error
         helper = await config.store(host, given)
         if not asked:
             _note(f"{host} lets everybody in: it has not looked at the password")

@@ -6,24 +6,24 @@ The answer, an image's name with its digest, is on standard output; progress is 
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import click
 import trio
 
-from ...actors.errors import InvalidArgument, NotFound, PermissionDenied
-from ...storage.platform import Platform, host, parse_platform
+from ...actors.errors import NotFound, PermissionDenied
+from ...storage.platform import host
 from ...storage.reference import normalize
 from ...storage.registry.credentials import DockerConfig, config_path, host_of
 from ..proto import transfer_types_pb2 as types
 from ..proto import types_pb2
 from ..proto.services import images_pb2
 from .output import bytes_of, say
+from .platforms import platform_option
 from .progress import Display, progress_option, shown
 from .session import Session, Where
 from .transfers import Keeper, transfer
 
-F = TypeVar("F", bound=Callable[..., Any])
 Policy = Literal["missing", "always", "never"]
 
 # Headers that people put secrets into.
@@ -40,17 +40,11 @@ OPTIONS = (
         help="A folder that tells of registries; the daemon's own otherwise.",
     ),
     click.option("--header", multiple=True, metavar="NAME=VALUE", help="Sent with each request."),
-    click.option(
-        "--platform",
-        "platforms",
-        multiple=True,
-        metavar="OS/ARCH[/VARIANT]",
-        help="For this platform; may be given several times.",
-    ),
+    platform_option("For this platform; may be given several times."),
 )
 
 
-def registry_options(command: F) -> F:
+def registry_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that pull and push have in common."""
     for option in reversed(OPTIONS):
         command = option(command)
@@ -74,10 +68,10 @@ def pull(where: Where, /, name: str, **given: Any) -> None:
     What was brought before a pull broke off is kept for the next one.
     """
     name = normalize(name)
-    platforms = [_platform(text) for text in given["platforms"]]
+    platforms: list[types_pb2.Platform] = list(given["platforms"])
     if given["all_platforms"] and platforms:
         raise click.UsageError("--platform and --all-platforms exclude each other")
-    wanted = platforms or [_message(host())]
+    wanted = platforms or [_here()]
     rate = bytes_of("--limit-rate", given["limit_rate"])
     store = types.ImageStore(
         name=name,
@@ -95,11 +89,9 @@ def pull(where: Where, /, name: str, **given: Any) -> None:
                 given["progress"], name, unpacks=bool(store.unpacks), quiet=given["quiet"]
             ) as display:
                 registry = _registry(name, given, display)
-                await _moved(session, registry, store, registry, display, rate)
-            return await _digest(session, name)
+                return await _moved(session, registry, store, registry, display, rate)
 
-    digest = trio.run(work)
-    say(name if given["quiet"] else f"{name} {digest}")
+    _answer(name, trio.run(work), given["quiet"])
 
 
 @click.command()
@@ -112,7 +104,7 @@ def push(where: Where, /, name: str, target: str, **given: Any) -> None:
     """Bring an image to a registry, under its own name or the one of TARGET."""
     name = normalize(name)
     target = normalize(target) if target else name
-    platforms = [_platform(text) for text in given["platforms"]]
+    platforms: list[types_pb2.Platform] = list(given["platforms"])
     if given["all_platforms"] and platforms:
         raise click.UsageError("--platform and --all-platforms exclude each other")
     source = types.ImageStore(name=name, platforms=platforms)
@@ -121,11 +113,9 @@ def push(where: Where, /, name: str, target: str, **given: Any) -> None:
         async with where.session() as session:
             with shown(given["progress"], target, unpacks=False, quiet=given["quiet"]) as display:
                 registry = _registry(target, given, display)
-                await _moved(session, source, registry, registry, display)
-            return await _digest(session, name)
+                return await _moved(session, source, registry, registry, display)
 
-    digest = trio.run(work)
-    say(target if given["quiet"] else f"{target} {digest}")
+    _answer(target, trio.run(work), given["quiet"])
 
 
 async def ensure(session: Session, image: str, policy: Policy, snapshotter: str) -> None:
@@ -141,7 +131,7 @@ async def ensure(session: Session, image: str, policy: Policy, snapshotter: str)
             return
         except NotFound:
             pass
-    here = _message(host())
+    here = _here()
     store = types.ImageStore(
         name=name,
         platforms=[here],
@@ -159,9 +149,18 @@ async def _moved(
     registry: types.OCIRegistry,
     display: Display,
     bytes_per_s: int = 0,
-) -> None:
-    """Have the daemon move an image, and show how far it is."""
+) -> str:
+    """Have the daemon move an image, and show how far it is; the digest of what was moved."""
     keeper = Keeper(DockerConfig(config_path(os.environ)), display.warn)
+    digest = ""
+
+    def tell(event: types.Progress) -> None:
+        nonlocal digest
+        if event.event == "saved" or event.event.startswith("Completed "):
+            # Of an index pushed for a few platforms it is not the one that lies here.
+            digest = event.desc.digest or digest
+        display.tell(event)
+
     try:
         await transfer(
             session,
@@ -169,12 +168,13 @@ async def _moved(
             destination,
             registry=registry,
             keeper=keeper,
-            tell=display.tell,
+            tell=tell,
             bytes_per_s=bytes_per_s,
         )
     except PermissionDenied as refusal:
         raise keeper.advise(refusal, host_of(registry.reference)) from refusal
     display.finish()
+    return digest
 
 
 def _registry(name: str, given: dict[str, Any], display: Display) -> types.OCIRegistry:
@@ -190,23 +190,13 @@ def _registry(name: str, given: dict[str, Any], display: Display) -> types.OCIRe
     return types.OCIRegistry(reference=name, resolver=resolver)
 
 
-async def _digest(session: Session, name: str) -> str:
-    request = images_pb2.GetImageRequest(name=name)
-    answer = await session.call("Images/Get", request, images_pb2.GetImageResponse)
-    return answer.image.target.digest
+def _answer(name: str, digest: str, quiet: bool) -> None:
+    say(name if quiet else f"{name} {digest}")
 
 
-def _platform(text: str) -> types_pb2.Platform:
-    try:
-        return _message(parse_platform(text))
-    except InvalidArgument as error:
-        raise click.UsageError(f"--platform: {error}") from error
-
-
-def _message(platform: Platform) -> types_pb2.Platform:
-    return types_pb2.Platform(
-        os=platform.os, architecture=platform.architecture, variant=platform.variant
-    )
+def _here() -> types_pb2.Platform:
+    here = host()
+    return types_pb2.Platform(os=here.os, architecture=here.architecture, variant=here.variant)
 
 
 def _pair(option: str, text: str) -> tuple[str, str]:

@@ -251,7 +251,8 @@ async def _told(helper: str, verb: str, said: bytes, host: str) -> bytes:
     words = [f"docker-credential-{helper}", verb]
     what = " ".join(words)
     try:
-        # Its stderr is not ours to show: there is no telling what it holds.
+        # In our session: it may ask its user on the terminal. Its stderr is not ours to show, as
+        # there is no telling what it holds.
         process = await trio.lowlevel.open_process(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
