@@ -11,12 +11,12 @@ import logging
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, cast
 
-import structlog
 import trio
 
 from .cell import Cell, current_cell, handling_cell
 from .errors import Refusal
 from .exits import KILLED, NO_ANSWER, NORMAL, ActorExited, Exit, Kind, StopActor
+from .logger import get_logger
 from .mailbox import refuse
 from .message import Down, ExitSignal, Resume, SetTrace, Shutdown, Suspend, SystemMessage
 from .pykka_compat import PYKKA_MESSAGES, Envelope, Stop
@@ -24,7 +24,7 @@ from .pykka_compat import PYKKA_MESSAGES, Envelope, Stop
 if TYPE_CHECKING:
     from .actor import Actor
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+log = get_logger(__name__)
 pykka_log = logging.getLogger(__name__)  # for the lines that pykka has, in its words
 
 BUDGET: Final = 64

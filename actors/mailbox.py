@@ -15,20 +15,20 @@ from collections import OrderedDict, deque
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-import structlog
 import trio
 from outcome import Error
 from trio.lowlevel import Abort, RaiseCancelT, Task, current_task, reschedule, wait_task_rescheduled
 
 from .exits import ActorExited, Exit, Kind, MailboxFull
 from .future import Future
+from .logger import get_logger
 from .message import SystemMessage
 from .pykka_compat import Envelope, is_stop
 
 if TYPE_CHECKING:
     from .cell import Cell
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 class Overflow(enum.Enum):

@@ -19,11 +19,11 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pykka
-import structlog
 import trio
 
 from .errors import AlreadyExists
 from .exits import KILL, NOPROC, ActorExited
+from .logger import get_logger
 from .mailbox import refuse
 from .pykka_compat import Envelope
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .future import Future
     from .reference import NameRef, Ref
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 class System:

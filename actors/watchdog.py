@@ -14,13 +14,13 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import structlog
 import trio
 from trio.lowlevel import Task
 
 from .cell import current_cell
+from .logger import get_logger
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 REPORTS_KEPT = 100
 

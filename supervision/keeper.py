@@ -17,19 +17,19 @@ from itertools import islice
 from types import UnionType
 from typing import Any, Final
 
-import structlog
 import trio
 
 from ..actors.actor import Actor
 from ..actors.errors import InvalidArgument
 from ..actors.exits import KILL, Exit, Kind, StartFailed, StopActor
+from ..actors.logger import get_logger
 from ..actors.message import ExitSignal
 from ..actors.reference import Ref
 from .decision import Step, Window
 from .report import crash_log, crash_report
 from .spec import Backoff, ChildKind, ChildSpec, Intensity
 
-log = structlog.get_logger("supervision")
+log = get_logger("supervision")
 
 CHILDREN_TOLD: Final = 50
 """How many children a supervisor names when it describes itself."""

@@ -19,7 +19,6 @@ from google.protobuf.message import Message
 from ...actors.errors import NotFound, Unavailable
 from ..config import Config, load
 from ..grpc.client import Channel, ClientCall
-from ..log import set_up_logging
 from ..proto.services import (
     admin_pb2,
     containers_pb2,
@@ -169,6 +168,7 @@ class Where:
     async def _embedded(self) -> AsyncGenerator[Session]:
         # The host is heavy to import and only this path needs it.
         from ..host import open_host
+        from ..log import set_up_logging
         from ..sockets import serving
 
         path = os.environ.get("HOLDFAST_CONFIG")

@@ -12,7 +12,6 @@ connection ends.
 from collections import deque
 from math import inf
 
-import structlog
 import trio
 from h2 import events
 from h2.config import H2Configuration
@@ -23,6 +22,7 @@ from h2.settings import SettingCodes, Settings
 from hyperframe.frame import DataFrame
 
 from ...actors.errors import Refusal, Unavailable
+from ...actors.logger import get_logger
 from ..status import CallFailed
 from .goaway import PREFACE_BYTES, FrameTooLarge, GoAway, GoAwayFilter, serialize
 from .limits import (
@@ -35,7 +35,7 @@ from .limits import (
 )
 from .stream import Stream
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _DEFAULT_WINDOW_BYTES = 65535
 _CLOSE_WITHIN_S = 1.0
