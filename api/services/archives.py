@@ -33,18 +33,28 @@ def lend(fd: int) -> dict[str, str]:
 @contextmanager
 def lent(context: Context) -> Generator[BinaryIO | None, None, None]:
     """The file that the caller lends; None when there is none that we could read."""
-    try:
-        fd, device, inode = map(int, context.text(LENT_FILE).split(":"))
-        pid = context.peer.pid if context.peer is not None else 0
-        # Opened anew, so that our place in it is not the caller's.
-        file = open(f"/proc/{pid}/fd/{fd}", "rb", buffering=0)  # noqa: SIM115 - closed below
-    except (ValueError, OSError):
+    fd = _opened(context)
+    if fd is None:
         yield None
         return
-    with file:
-        status = os.fstat(file.fileno())
-        same = (status.st_dev, status.st_ino) == (device, inode) and stat.S_ISREG(status.st_mode)
-        yield cast("BinaryIO", file) if same else None
+    with os.fdopen(fd, "rb", buffering=0) as file:
+        yield cast("BinaryIO", file)
+
+
+def _opened(context: Context) -> int | None:
+    try:
+        number, device, inode = map(int, context.text(LENT_FILE).split(":"))
+        pid = context.peer.pid if context.peer is not None else 0
+        # Anew, so that our place in it is not the caller's; not waiting for who writes to a FIFO.
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        fd = os.open(f"/proc/{pid}/fd/{number}", flags)
+    except (ValueError, OSError):
+        return None
+    status = os.fstat(fd)
+    if (status.st_dev, status.st_ino) == (device, inode) and stat.S_ISREG(status.st_mode):
+        return fd
+    os.close(fd)
+    return None
 
 
 class Sent:
