@@ -81,6 +81,8 @@ def plain_pieces(source: BinaryIO) -> Iterator[bytes]:
                 raise
             except Exception as error:
                 # Each library has an error of its own, and some are plain ValueErrors.
+                if "not enough memory" in str(error):
+                    raise MemoryError(str(error)) from error
                 raise InvalidArgument(f"{compression} stream: {error}") from error
             data = b""
             if piece:

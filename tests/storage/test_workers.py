@@ -1,6 +1,7 @@
 """Worker processes: killed, hung, orphaned; none is left over and nobody waits for ever."""
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -11,7 +12,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from holdfast.actors.errors import DeadlineExceeded, InvalidArgument, Unavailable
+from holdfast.actors.errors import (
+    DeadlineExceeded,
+    InvalidArgument,
+    ResourceExhausted,
+    Unavailable,
+)
 from holdfast.actors.exits import StartFailed
 from holdfast.actors.reference import Ref
 from holdfast.actors.system import System
@@ -218,6 +224,24 @@ async def test_trees_are_copied_and_removed(workers: Workers, tmp_path: Path) ->
     await workers.remove_tree(tmp_path / "none/none")
     await workers.sync(tmp_path)
     assert os.listdir(tmp_path / "copy/b") == ["c"]
+
+
+async def test_a_layer_that_wants_more_memory_than_there_is_is_refused(
+    workers: Workers, tmp_path: Path
+) -> None:
+    # A frame of zstd with a window of 128 MiB, for a worker that may have little more than it has.
+    (tmp_path / "blob").write_bytes(bytes.fromhex("28b52ffd00880300100000"))
+    (tmp_path / "root").mkdir()
+    mount = Mount(type="bind", source=str(tmp_path / "root"), options=("rbind", "rw"))
+    await workers.measure(tmp_path)
+    [worker] = busy()
+    resource.prlimit(worker.pid, resource.RLIMIT_DATA, (100 << 20, 100 << 20))
+    with pytest.raises(ResourceExhausted, match="bytes of memory"):
+        await workers.apply(tmp_path / "blob", "", [mount])
+    # It is as good as before.
+    blob = write(tmp_path / "blob", file(b"hello", b"x"))
+    assert (await workers.apply(blob, "", [mount])).entries == 1
+    assert busy() == [worker]
 
 
 # -- the program itself
