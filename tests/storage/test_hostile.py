@@ -10,7 +10,8 @@ import pytest
 from holdfast.storage.mounts import detached
 
 sys.path.insert(0, str(Path(__file__).parent))
-from attacks import ATTACKS, BOMBS, Attack
+from attacks import ESCAPES, WHITEOUTS, Attack
+from bombs import BOMBS, PARSING
 from hostile import REFUSED
 from hostileground import FORMS, Ground, WorkerProcess
 from layers import END
@@ -19,7 +20,8 @@ from trees import look
 pytestmark = pytest.mark.root
 
 CPU_S_MAX = 20.0
-SMALL = {name: attack for name, attack in ATTACKS.items() if name not in BOMBS}
+SMALL = {**ESCAPES, **WHITEOUTS, **PARSING}
+ATTACKS = {**SMALL, **BOMBS}
 
 
 @pytest.fixture(scope="module")
