@@ -112,7 +112,7 @@ class PlainStream:
     the digest of the whole.
     """
 
-    def __init__(self, source: BinaryIO, size_bytes_max: int, *, pieces_ahead: int = 4) -> None:
+    def __init__(self, source: BinaryIO, size_bytes_max: int, *, pieces_ahead: int = 8) -> None:
         self._source = source
         self._size_bytes_max = size_bytes_max
         self._pieces: queue.Queue[bytes | BaseException] = queue.Queue(pieces_ahead)
