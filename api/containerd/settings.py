@@ -104,6 +104,7 @@ HEEDED: Sequence[Heeded] = (
     Heeded(("plugins", OPT, "path"), "opt", place),
     Heeded(("plugins", CRI_IMAGES, "registry", "config_path"), "registry_hosts"),
     Heeded(("plugins", TRANSFER, "config_path"), "registry_hosts"),
+    Heeded(("plugins", TRANSFER, "max_concurrent_downloads"), "pull_blobs_at_once"),
     Heeded(("plugins", VERIFIER, "bin_dir"), "image_verifier_bin_dir"),
     Heeded(("plugins", VERIFIER, "max_verifiers"), "image_verifiers_max"),
     Heeded(("plugins", VERIFIER, "per_verifier_timeout"), "image_verifier_within_s", seconds),
@@ -192,7 +193,10 @@ def default_document() -> Table:
                 }
             },
             OPT: {"path": "/opt/containerd"},
-            TRANSFER: {"config_path": ""},
+            TRANSFER: {
+                "config_path": "",
+                "max_concurrent_downloads": ours.pull_blobs_at_once,
+            },
             VERIFIER: {
                 "bin_dir": "/opt/containerd/image-verifier/bin",
                 "max_verifiers": ours.image_verifiers_max,

@@ -29,8 +29,10 @@ PAUSE_S, PAUSE_MAX_S = 0.2, 5.0
 PROGRESS_BYTES = 64 << 10
 # What comes more slowly than so many bytes within the stall limit has stalled.
 SLOW_BYTES = 4 << 10
-# How much is gathered, and for how long, before it is kept.
-WRITE_BYTES, WRITE_WITHIN_S = 128 << 10, 0.5
+# How much is gathered, and for how long, before it is kept: of what has come a small part, which is
+# what a kill costs.
+WRITE_BYTES, WRITE_BYTES_MAX, WRITE_PART = 128 << 10, 1 << 20, 128
+WRITE_WITHIN_S = 0.5
 
 
 class TooMuch(Exception):
@@ -189,7 +191,8 @@ class Download:
             if over > 0:
                 del gathered[-over:]
             now_s = trio.current_time()
-            if len(gathered) >= WRITE_BYTES or now_s - kept_at_s > WRITE_WITHIN_S:
+            enough = min(max(WRITE_BYTES, self._course.got // WRITE_PART), WRITE_BYTES_MAX)
+            if len(gathered) >= enough or now_s - kept_at_s > WRITE_WITHIN_S:
                 await self._keep(span, gathered)
                 kept_at_s = now_s
             if over > 0:
