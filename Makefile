@@ -12,7 +12,7 @@ BIN := .venv/bin
 PROGRAMS := crun runc containerd docker.io erlang-base busybox-static python3-venv procps mount iproute2 \
 	docker-registry skopeo umoci openssl
 
-.PHONY: setup demo test check quick bench difftest difference chaos crash-sweep damage-sweep guest-test clean
+.PHONY: setup demo test check quick bench difftest difference faults chaos crash-sweep damage-sweep guest-test clean
 
 ROOMS := actors supervision runtime storage api chaos_tests bench examples
 
@@ -76,6 +76,10 @@ difftest: setup
 # Any number of random sequences of calls, to Holdfast and to containerd: make difference N=20000 SEED=7
 difference: setup
 	$(BIN)/python -m tests.difference --sequences $(N) $(if $(SEED),--seed $(SEED))
+
+# Any number of pulls through a proxy that does harm: make faults N=2000 SEED=7
+faults: setup
+	$(BIN)/python -m tests.registry.faults --runs $(N) $(if $(SEED),--seed $(SEED))
 
 # Every set of our processes dies, in every state of a task: make chaos CONTAINERS=210 SEED=7
 CONTAINERS ?= 2000
