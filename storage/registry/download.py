@@ -86,6 +86,7 @@ class Download:
         if offset > target.size:
             await self._ingest.truncate()
             offset = 0
+        self._course.got = offset
         if offset == target.size:
             return
         range_bytes = self._limits.range_bytes
@@ -94,7 +95,7 @@ class Download:
         spans = list(
             await trio.to_thread.run_sync(plan, self._directory, offset, target.size, range_bytes)
         )
-        self._course.got = offset + sum(span.at - max(span.begins, offset) for span in spans)
+        self._course.got += sum(span.at - max(span.begins, offset) for span in spans)
         try:
             while spans and not self._knows_ranges:
                 span = spans.pop(0)

@@ -33,6 +33,7 @@ from holdfast.api.proto import transfer_types_pb2 as types
 from holdfast.api.proto.services import transfer_pb2
 from holdfast.api.streams import packed
 from holdfast.runtime.vault import teardown
+from holdfast.storage.expiry import left_ns, read_clock
 from holdfast.storage.platform import host as platform_of_host
 from holdfast.storage.registry.auth import no_credentials
 from holdfast.storage.registry.fetches import RATE_LABEL
@@ -199,6 +200,17 @@ async def test_a_full_disk_is_told_and_the_pull_goes_on_once_there_is_room(
             (status,) = await host.content.list_statuses("default")
             assert status.ref == f"layer-{digest}"
             assert status.offset >= 2 * MIB
+            # It and the config wait for a day, and are garbage then.
+            ingest = host.store.get("ingest", "default", status.ref)
+            (lease,) = host.leases.list("default")
+            assert lease.id == f"pull-{image.digest}"
+            for kind, record in (
+                ("ingest", ingest),
+                ("lease", host.store.get("lease", "default", lease.id)),
+            ):
+                assert record is not None
+                left_s = (left_ns(kind, record, read_clock()) or 0) / 1e9
+                assert 23 * 3600 < left_s <= 24 * 3600
             assert not host.images.list("default")
             subprocess.run(["mount", "-o", "remount,size=64m", content], check=True)
             await pull(host, f"{proxy.authority}/large:1")
