@@ -117,7 +117,8 @@ class FetchActor(Actor):
             for claim in self._claims:
                 claim.brought = brought
                 claim.settled.set()
-            self.ref.shutdown()
+        # Not where it falls: its fault is to be told.
+        self.ref.shutdown()
 
     def _next_claim(self) -> Claim | None:
         self._claims = [claim for claim in self._claims if not claim.left.is_set()]

@@ -39,10 +39,10 @@ from holdfast.storage.registry.auth import Credentials
 from holdfast.storage.transfer import ImageStore, Progress, RegistryPlace
 
 SLOTS = 20
-ENDS_WITHIN_S = 90.0
+ENDS_WITHIN_S = 180.0
 LAYERS = ((300,), (1000, 150_000), (400_000,), (5000, 17_000, 64))
 # What is waited for is short here, and what is large is small.
-SETTINGS: Mapping[str, object] = {"pull_stall_s": 1.0, "pull_range_bytes": 64 << 10}
+SETTINGS: Mapping[str, object] = {"pull_stall_s": 2.0, "pull_range_bytes": 64 << 10}
 CANCELLED, RIGHT = "its client went away", "the right image"
 
 

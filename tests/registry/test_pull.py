@@ -36,6 +36,7 @@ from holdfast.runtime.vault import teardown
 from holdfast.storage.expiry import left_ns, read_clock
 from holdfast.storage.platform import host as platform_of_host
 from holdfast.storage.registry.auth import no_credentials
+from holdfast.storage.registry.download import Download
 from holdfast.storage.registry.fetches import RATE_LABEL
 from holdfast.storage.snapshotter import Kind
 from holdfast.storage.transfer import ImageStore, Progress, RegistryPlace, Unpack
@@ -345,6 +346,21 @@ async def test_a_fetch_that_falls_is_begun_anew_where_it_was(
     assert size <= sent_of(proxy, digest) < size * 1.5
     assert not await host.content.list_statuses("default")
     await host.content.verify("default", digest)
+
+
+async def test_a_fault_of_a_fetch_is_told_and_is_the_pulls_end(
+    server: Server, proxy: FaultProxy, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fall(*_: object, **__: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    await uploaded(server, "faulty", make(Random(13), (1000,)))
+    with monkeypatch.context() as patched:
+        patched.setattr(Download, "run", fall)
+        with pytest.raises(Unavailable, match="its fetch was ended"):
+            await pull(host, f"{proxy.authority}/faulty:1")
+    assert "a fault of ours" in host.crashes.reports(supervisor="holdfast/fetches")[0].reason
+    await pull(host, f"{proxy.authority}/faulty:1")
 
 
 async def test_a_pull_and_a_namespace_have_their_rates(
