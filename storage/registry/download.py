@@ -228,7 +228,8 @@ class Watch:
         """The next bytes; None at the end."""
         began_s = trio.current_time()
         piece: bytes | None = None
-        with trio.move_on_after(self._stall_s - self._waited_s) as scope:
+        # A loop that is late may have waited longer.
+        with trio.move_on_after(max(self._stall_s - self._waited_s, 0.0)) as scope:
             piece = await anext(self._pieces, None)
         if scope.cancelled_caught:
             raise Unavailable(f"{self._came or 'no'} bytes came within {self._stall_s:g} s")

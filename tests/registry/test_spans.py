@@ -114,6 +114,16 @@ class Drip(AsyncIterator[bytes]):
         return bytes(self._size)
 
 
+class Late(AsyncIterator[bytes]):
+    """Comes after the time is over, as where a loop is held up."""
+
+    async def __anext__(self) -> bytes:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        with trio.CancelScope(shield=True):
+            await trio.sleep(12)
+        return b"x"
+
+
 async def test_a_stall_is_told_however_it_drips(autojump_clock: MockClock) -> None:
     async def read(size: int, pause_s: float, within_s: float) -> int:
         watch, got = Watch(Drip(size, pause_s), 10.0), 0
@@ -127,6 +137,11 @@ async def test_a_stall_is_told_however_it_drips(autojump_clock: MockClock) -> No
     with pytest.raises(Unavailable, match="9 bytes came within 10 s"):
         await read(1, 1.1, 100.0)
     assert await read(2000, 3.0, 100.0) == 66_000
+    # Neither does it matter that the loop was late to see the time.
+    watch = Watch(Late(), 10.0)
+    assert await watch.next()
+    with pytest.raises(Unavailable):
+        await watch.next()
     # What the reader does between is nobody's stall.
     watch = Watch(Drip(1000, 1.0), 10.0)
     for _ in range(3):
