@@ -153,6 +153,8 @@ class Download:
         """One request for what a span lacks; Unavailable when not all of it came."""
         size = self._target.size
         end = None if span.ends == size else span.ends
+        # What a thread did meanwhile was no checkpoint: the claim may have left with its client.
+        await trio.lowlevel.checkpoint_if_cancelled()
         async with self._source.registry.get(self._target, span.at, end) as (begins, pieces):
             self._met = True
             skipped = span.at - begins

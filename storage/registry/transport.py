@@ -35,7 +35,6 @@ HEAD_WITHIN_S = 300.0
 """How long an answer's head may take, however slowly it drips."""
 SLOW_BYTES_PER_S = 10_000
 """A body that is sent may be so slow."""
-GATHERED_FOR_S = 1.0
 DOCUMENT_WITHIN_S, BEGINNING_WITHIN_S = 120.0, 10.0
 # A proxy of the environment's is not asked for this machine itself.
 OWN_MACHINE = ("all://localhost", "all://127.0.0.0/8", "all://[::1]")
@@ -236,15 +235,13 @@ async def close(response: "httpx2.Response") -> None:
 
 @asynccontextmanager
 async def body_of(
-    response: "httpx2.Response", piece_bytes: int | None = None
+    response: "httpx2.Response",
 ) -> AsyncGenerator[AsyncIterator[bytes]]:
-    """The body's pieces, as they come or of about a size. Leaving the block closes the answer,
+    """The body's pieces, as they come. Leaving the block closes the answer,
     wherever it stands."""
     import httpx2
 
     pieces = response.aiter_raw()
-    if piece_bytes:
-        pieces = _gathered(pieces, piece_bytes)
     try:
         yield pieces
     finally:
@@ -254,29 +251,6 @@ async def body_of(
             with suppress(httpx2.HTTPError, httpx2.StreamError):
                 async for _ in pieces:
                     pass
-
-
-async def _gathered(pieces: AsyncIterator[bytes], piece_bytes: int) -> AsyncGenerator[bytes]:
-    """Fewer, larger pieces. What has arrived is not lost when the connection breaks, nor held back
-    when the rest comes slowly."""
-    import httpx2
-
-    held = bytearray()
-    since = trio.current_time()
-    try:
-        async for piece in pieces:
-            held += piece
-            now = trio.current_time()
-            if len(held) >= piece_bytes or now - since >= GATHERED_FOR_S:
-                yield bytes(held)
-                held.clear()
-                since = trio.current_time()
-    except httpx2.HTTPError:
-        if held:
-            yield bytes(held)
-        raise
-    if held:
-        yield bytes(held)
 
 
 async def read(response: "httpx2.Response", bytes_max: int, what: str) -> bytes:
