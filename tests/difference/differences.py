@@ -44,6 +44,13 @@ ROWS: tuple[Row, ...] = (
         parts=True,
     ),
     Row(
+        "a refused snapshot leaves nothing",
+        "containerd's database refuses an empty label of a snapshot when it has made the snapshot's"
+        " namespace already.",
+        explained.half_made,
+        parts=True,
+    ),
+    Row(
         "a refusal has its code",
         "Where containerd forgets the code (UNKNOWN), Holdfast gives the one that the words mean.",
         explained.same_but_code,
@@ -178,6 +185,12 @@ ROWS: tuple[Row, ...] = (
         "native's directories",
         "A native snapshot's files lie in `fs` within its directory, beside Holdfast's own.",
         explained.native_place,
+    ),
+    Row(
+        "no snapshot is committed as itself",
+        "Where a Commit names the same snapshot twice, and there is none, containerd finds the one"
+        " that it is about to make, and refuses in other words.",
+        explained.committed_as_itself,
     ),
     Row(
         "a snapshot's own name",

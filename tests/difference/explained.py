@@ -48,6 +48,20 @@ def half_committed(step: Step, ours: Outcome, theirs: Outcome) -> bool:
     )
 
 
+def half_made(step: Step, ours: Outcome, theirs: Outcome) -> bool:
+    return (
+        _in(step, "Snapshots") and theirs.message.endswith("key required") and ours.code in REFUSED
+    )
+
+
+def committed_as_itself(step: Step, ours: Outcome, theirs: Outcome) -> bool:
+    return (
+        _in(step, "Snapshots.Commit")
+        and step.request["name"] == step.request["key"]
+        and ours.code == theirs.code == "NOT_FOUND"
+    )
+
+
 def no_bucket(_: Step, ours: Outcome, theirs: Outcome) -> bool:
     words = r'cannot (delete|update) container ".*" in namespace|can not find snapshotter'
     there = re.match(words, theirs.message, re.DOTALL)
@@ -205,15 +219,16 @@ def begun_over(step: Step, ours: Outcome, theirs: Outcome) -> bool:
 
 
 def _first_told(ours: Outcome, theirs: Outcome) -> bool:
-    """In containerd's first answer of a Write, the offset and digest are those of before."""
+    """In containerd's first answers of a Write, the offset and digest are those of before."""
     if not (ours.code == theirs.code == "OK" and ours.answer and theirs.answer):
         return False
-    (first, *rest), (its, *others) = ours.answer, _without_repeat(theirs.answer)
-    return (
-        "offset" not in first
+    here, there = _without_end(ours.answer), _without_repeat(theirs.answer)
+    over = [(told, its) for told, its in zip(here, there, strict=False) if told != its]
+    return len(here) == len(there) and all(
+        "offset" not in told
         and its.get("offset", 0) > 0
-        and first == {**_without(its, "offset"), "digest": first.get("digest")}
-        and _without_end(rest) == others
+        and told == {**_without(its, "offset"), "digest": told.get("digest")}
+        for told, its in over
     )
 
 
@@ -279,7 +294,7 @@ def deleted_is_gone(step: Step, ours: Outcome, theirs: Outcome) -> bool:
         expected = step.request[0].get("expected")
         return bool(expected) and ours.message.endswith("must occur at current offset 0")
     first, its = ours.answer[0], theirs.answer[0]
-    return "offset" not in first and its.get("offset", 0) in SIZES and its != first
+    return its.get("offset", 0) in SIZES and its["offset"] == its.get("total") and its != first
 
 
 def process_named(step: Step, ours: Outcome, theirs: Outcome) -> bool:
