@@ -238,7 +238,7 @@ def test_attach_and_logs_follow_to_the_end(host: DockerHost, name: str) -> None:
         subprocess.Popen(host.words(*words, name), stdout=subprocess.PIPE, text=True)
         for words in (("attach", "--no-stdin"), ("logs", "-f"))
     ]
-    time.sleep(0.5)  # an attach tells nobody that it has begun
+    time.sleep(2)  # an attach tells nobody that it has begun
     host.docker("exec", name, "touch", "/go")
     wanted = "".join(f"{number}\n" for number in range(1, 20001))
     ended = [(each.communicate(timeout=30)[0], each.returncode) for each in followers]
