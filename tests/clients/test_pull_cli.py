@@ -307,7 +307,13 @@ def test_an_interrupt_ends_the_daemons_work_and_keeps_what_was_brought(
     with slow_proxy(plain.authority, 2 * MIB) as proxy:
         there = target.replace(plain.authority, proxy.authority)
         words = [*house.holdfast.words, "pull", there]
-        process = subprocess.Popen(words, stderr=subprocess.PIPE, env=dict(house.environment))
+        process = subprocess.Popen(
+            words,
+            stderr=subprocess.PIPE,
+            env=dict(house.environment),
+            # What runs in the background of a shell ignores it, and so would the command.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         try:
             deadline = time.monotonic() + 60
             while proxy.passed < size // 2:
