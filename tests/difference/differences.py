@@ -138,9 +138,9 @@ ROWS: tuple[Row, ...] = (
         explained.begun_over,
     ),
     Row(
-        "a commit counts its own bytes",
-        "A commit with the whole of other data replaces what its ingest had; containerd counts what"
-        " was longer before, and refuses.",
+        "a Write counts its own bytes",
+        "After an ingest has been begun anew, with another total or in a namespace that was deleted"
+        " in between, containerd still counts the bytes that it had before.",
         explained.written_over,
         parts=True,
     ),

@@ -209,8 +209,6 @@ def status_expects(step: Step, ours: Outcome, theirs: Outcome) -> bool:
 
 
 def begun_over(step: Step, ours: Outcome, theirs: Outcome) -> bool:
-    if _in(step, "Content.Write"):
-        return _first_told(ours, theirs)
     pairs = _statuses(step, ours, theirs)
     return any(its.get("offset", 0) > its.get("total", 0) for _, its in pairs) and all(
         _without(_without(told, "offset"), "expected") == _without(its, "offset")
@@ -218,31 +216,23 @@ def begun_over(step: Step, ours: Outcome, theirs: Outcome) -> bool:
     )
 
 
-def _first_told(ours: Outcome, theirs: Outcome) -> bool:
-    """In containerd's first answers of a Write, the offset and digest are those of before."""
-    if not (ours.code == theirs.code == "OK" and ours.answer and theirs.answer):
-        return False
-    here, there = _without_end(ours.answer), _without_repeat(theirs.answer)
-    over = [(told, its) for told, its in zip(here, there, strict=False) if told != its]
-    return len(here) == len(there) and all(
-        "offset" not in told
-        and its.get("offset", 0) > 0
-        and told == {**_without(its, "offset"), "digest": told.get("digest")}
-        for told, its in over
-    )
-
-
 COMMIT_SIZE = re.compile(r"unexpected commit size (\d+), expected (\d+): failed precondition")
+OFFSET = re.compile(r"write @\d+ must occur at current offset (\d+)")
 
 
 def written_over(step: Step, ours: Outcome, theirs: Outcome) -> bool:
+    if not _in(step, "Content.Write"):
+        return False
+    if ours.answer and theirs.answer:
+        first, its = ours.answer[0], theirs.answer[0]
+        left = "offset" not in first and its.get("offset", 0) > 0
+        if left and first == {**_without(its, "offset"), "digest": first.get("digest")}:
+            return True
+    here, there = OFFSET.fullmatch(ours.message), OFFSET.fullmatch(theirs.message)
+    if here and there:
+        return int(here[1]) == 0 < int(there[1])
     counted = COMMIT_SIZE.fullmatch(theirs.message)
-    return (
-        _in(step, "Content.Write")
-        and ours.code == "OK"
-        and counted is not None
-        and int(counted[1]) > int(counted[2])
-    )
+    return ours.code == "OK" and counted is not None and int(counted[1]) > int(counted[2])
 
 
 def _statuses(step: Step, ours: Outcome, theirs: Outcome) -> list[tuple[Any, Any]]:
