@@ -12,7 +12,7 @@ BIN := .venv/bin
 PROGRAMS := crun runc containerd docker.io erlang-base busybox-static python3-venv procps mount iproute2 \
 	docker-registry skopeo umoci openssl
 
-.PHONY: setup demo test test-of-registries test-of-records test-of-commands check quick bench difftest difference faults chaos crash-sweep damage-sweep guest-test clean
+.PHONY: setup demo test test-of-registries test-of-records test-of-commands test-long check quick bench difftest difference faults chaos crash-sweep damage-sweep guest-test clean
 
 ROOMS := actors supervision runtime storage api chaos_tests bench examples
 
@@ -56,11 +56,13 @@ check: quick
 	$(BIN)/basedpyright --level error
 
 # Coverage is gathered from this process and from every child; the two floors are two reports.
-# Tests that watch the clock have the machine to themselves; the others run side by side.
+# Tests that watch the clock have the machine to themselves; the others run side by side. What takes
+# long and has a shorter one like it is for `make test-long`.
+SHORT := -m pytest -q -m "not long"
 BESIDE := registry difference storage supervision $(addprefix clients/test_,images_cli.py login_cli.py pull_cli.py)
 test: check
 	@$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -q $(addprefix --ignore=tests/,$(BESIDE))
+	$(BIN)/coverage run $(SHORT) $(addprefix --ignore=tests/,$(BESIDE))
 	@$(MAKE) --no-print-directory --keep-going --jobs=3 --output-sync=target \
 	  test-of-registries test-of-records test-of-commands
 	@$(BIN)/coverage combine -q
@@ -68,14 +70,17 @@ test: check
 	$(BIN)/coverage report --include='storage/*,runtime/*,api/*' --fail-under=85 --skip-covered
 
 test-of-registries:
-	$(BIN)/coverage run -m pytest -q tests/registry tests/difference
+	$(BIN)/coverage run $(SHORT) tests/registry tests/difference
 
 test-of-records:
-	$(BIN)/coverage run -m pytest -q tests/storage tests/supervision
+	$(BIN)/coverage run $(SHORT) tests/storage tests/supervision
 
 # Most of their time is that of commands which start: without coverage it is half.
 test-of-commands:
-	$(BIN)/python -m pytest -q $(filter %.py,$(addprefix tests/,$(BESIDE)))
+	$(BIN)/python $(SHORT) $(filter %.py,$(addprefix tests/,$(BESIDE)))
+
+test-long: setup
+	$(BIN)/python -m pytest -q -m long
 
 bench: setup
 	$(BIN)/python -m bench.side_by_side

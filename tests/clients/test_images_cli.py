@@ -132,6 +132,7 @@ def test_inspect_tells_documents_layers_and_what_is_here(holdfast: Holdfast) -> 
     assert [layer["here"] for layer in theirs["layers"]] == [True, False]
 
 
+@pytest.mark.long
 def test_usage_counts_what_is_shared_once(holdfast: Holdfast) -> None:
     one, together = holdfast.rows("images", "usage", "busybox")
     assert (one["content"], one["shared"]) == (together["content"], 0)
@@ -351,6 +352,7 @@ def test_a_converted_image_has_the_same_files_in_the_compression_asked_for(
     assert holdfast.run("run", "--rm", "new:1", "/bin/busybox", "cat", "/etc/motd") == "hello\n"
 
 
+@pytest.mark.long
 def test_convert_makes_ocis_types_of_dockers_and_leaves_the_platforms_asked_for(
     holdfast: Holdfast,
 ) -> None:
@@ -444,6 +446,7 @@ def test_a_commit_is_refused_where_it_cannot_be_and_leaves_nothing(holdfast: Hol
     assert holdfast.names() == []
 
 
+@pytest.mark.long
 def test_several_images_and_platforms_go_out_and_come_in(
     holdfast: Holdfast, tmp_path: Path
 ) -> None:

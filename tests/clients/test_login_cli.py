@@ -90,6 +90,7 @@ def test_credentials_that_have_become_wrong_are_told_of(house: House, private: S
     assert f"those of {house.config} were shown; try `holdfast login" in said
 
 
+@pytest.mark.long
 def test_a_password_is_typed_unseen(house: House, private: Server) -> None:
     words = [*house.holdfast.words, "login", "-u", USER, private.authority]
     seen, status = on_a_terminal(words, f"{SECRET}\n", "Password", environment=house.environment)
@@ -120,6 +121,7 @@ esac
 """
 
 
+@pytest.mark.long
 def test_a_helper_keeps_the_password(house: House, private: Server) -> None:
     house.config.parent.mkdir()
     house.config.write_text(json.dumps({"credHelpers": {private.authority: "box"}}))

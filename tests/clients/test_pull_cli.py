@@ -123,6 +123,7 @@ def test_each_layer_has_its_bar_on_a_terminal(house: House, plain: Server) -> No
     assert seen.rindex("\x1b[?25h") > seen.rindex("\x1b[?25l")
 
 
+@pytest.mark.long
 def test_bars_find_room_on_a_small_terminal(house: House, plain: Server) -> None:
     target = pushed(house, plain, box(layers=LAYERS))
     seen = screen_of(house, "pull", target, rows=6, columns=46)
@@ -133,6 +134,7 @@ def test_bars_find_room_on_a_small_terminal(house: House, plain: Server) -> None
     assert max(each.count("\x1b[1A") for each in drawn) < 6
 
 
+@pytest.mark.long
 def test_a_terminal_that_cannot_move_its_cursor_gets_lines(house: House, plain: Server) -> None:
     target = pushed(house, plain, box())
     command = [*house.holdfast.words, "pull", target]
@@ -143,6 +145,7 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_lines(house: House, plain: 
     assert ": downloading " in seen
 
 
+@pytest.mark.long
 def test_platforms_are_chosen(house: House, plain: Server) -> None:
     name = house.imported(box(architectures=("amd64", "arm64", "s390x")))
     target = place(plain)
@@ -177,6 +180,7 @@ def test_a_push_tells_the_digest_that_the_registry_has(house: House, plain: Serv
             assert raw.headers["Docker-Content-Digest"] == digest
 
 
+@pytest.mark.long
 def test_an_image_is_unpacked_where_and_if_it_is_asked_for(house: House, plain: Server) -> None:
     target = pushed(house, plain, box())
 
@@ -195,6 +199,7 @@ def test_an_image_is_unpacked_where_and_if_it_is_asked_for(house: House, plain: 
     assert "nobodys" in house.holdfast.refused("pull", "--snapshotter", "nobodys", target)
 
 
+@pytest.mark.long
 def test_a_pull_may_be_held_to_a_rate(house: House, plain: Server) -> None:
     target = pushed(house, plain, box(layers=3, bytes_each=3 * MIB))
     began = time.monotonic()
@@ -203,6 +208,7 @@ def test_a_pull_may_be_held_to_a_rate(house: House, plain: Server) -> None:
     assert house.holdfast.raw("pull", "--limit-rate", "fast", target).returncode == 2
 
 
+@pytest.mark.long
 def test_a_name_with_a_digest_is_pulled(house: House, plain: Server) -> None:
     target = pushed(house, plain, box())
     digest = house.holdfast.run("pull", target).split()[1]
@@ -277,6 +283,7 @@ def test_what_a_registry_says_moves_no_cursor(house: House) -> None:
     assert done.stderr.removesuffix("\n").isprintable()
 
 
+@pytest.mark.long
 def test_a_hosts_file_and_a_scheme_say_how_a_registry_is_spoken_to(
     house: House, tmp_path: Path
 ) -> None:

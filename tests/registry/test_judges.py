@@ -157,6 +157,7 @@ def test_skopeo_copies_blob_by_blob_what_we_have(house: House) -> None:
     assert top_of(layout) == image["digest"]
 
 
+@pytest.mark.long
 def test_skopeo_copies_all_platforms_of_an_index(house: House) -> None:
     place = house.pushed(named(architectures=("amd64", "arm64", "s390x")))
     layout = house.base / "layout"
@@ -178,6 +179,7 @@ def test_skopeo_reads_our_export_as_an_oci_archive(house: House) -> None:
     assert set(blobs(layout)) <= set(house.holdfast.run("content", "-q").split())
 
 
+@pytest.mark.long
 def test_skopeo_reads_our_export_as_a_docker_archive(house: House) -> None:
     name = house.imported(named())
     archive, copy = house.base / "out.tar", house.base / "copy"
@@ -218,6 +220,7 @@ def server_blob(server: Server, digest: str) -> bytes:
     return data.read_bytes()
 
 
+@pytest.mark.long
 def test_an_index_that_skopeo_copied_is_pulled_for_one_platform_or_all(house: House) -> None:
     archive, place = house.base / "box.tar", house.place()
     archive.write_bytes(named(architectures=("amd64", "arm64")))
@@ -355,6 +358,7 @@ def test_umoci_unpacks_our_export_to_the_tree_that_our_snapshots_show(house: Hou
     assert {"old/one", "opaque/below"}.isdisjoint(ours)
 
 
+@pytest.mark.long
 def test_what_umoci_packed_is_imported_and_runs(house: House) -> None:
     layout, bundle = house.base / "layout", house.base / "bundle"
     archive = house.base / "box.tar"
