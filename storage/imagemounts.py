@@ -13,7 +13,6 @@ mounted there is somebody else's.
 
 import hashlib
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from .content import ContentStore
 from .differs import Differs
 from .images import Images
 from .leases import Lease, Leases
+from .mountinfo import Standing, standing_mounts
 from .mounts import Mount, overlay_layers, split_paths
 from .platform import Platform
 from .snapshotter import Snapshotter
@@ -37,7 +37,6 @@ DIRECTORY_LABEL = "io.holdfast/mount.directory"
 IMAGE_LABEL = "io.holdfast/mount.image"
 SNAPSHOTTER_LABEL = "io.holdfast/mount.snapshotter"
 WRITABLE_LABEL = "io.holdfast/mount.writable"
-MOUNTINFO = Path("/proc/self/mountinfo")
 TAIL_PARTS = 3
 
 
@@ -193,14 +192,14 @@ def _check_directory(directory: str) -> None:
 
 def _standing(directory: str, mounts: Sequence[Mount]) -> bool:
     """Whether each of the mounts stands at a directory. Blocks."""
-    there = [line for line in _mountinfo() if line.point == directory]
+    there = [line for line in standing_mounts() if line.point == directory]
     return all(any(is_ours(line, mount) for line in there) for mount in mounts)
 
 
 def _take_off(directory: str, mounts: Sequence[Mount]) -> None:
     """Take off what the mounts have made of a directory, if it stands there. Blocks."""
     for mount in reversed(mounts):
-        standing = [is_ours(line, mount) for line in _mountinfo() if line.point == directory]
+        standing = [is_ours(line, mount) for line in standing_mounts() if line.point == directory]
         if not any(standing):
             continue
         if not standing[-1]:
@@ -209,17 +208,6 @@ def _take_off(directory: str, mounts: Sequence[Mount]) -> None:
                 " failed precondition"
             )
         syscalls.umount2(directory, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
-    """A mount, as the kernel tells it."""
-
-    device: str
-    root: str
-    point: str
-    kind: str
-    words: Sequence[str]
 
 
 def is_ours(standing: Standing, mount: Mount) -> bool:
@@ -240,23 +228,3 @@ def is_ours(standing: Standing, mount: Mount) -> bool:
     # A bind shows a part of a filesystem, whose own path there may begin otherwise than ours.
     tail = Path(mount.source).parts[-TAIL_PARTS:]
     return standing.device == device and Path(standing.root).parts[-TAIL_PARTS:] == tail
-
-
-def _mountinfo() -> Sequence[Standing]:
-    """What is mounted, in the order in which it was."""
-    found: list[Standing] = []
-    for line in MOUNTINFO.read_bytes().decode("utf-8", "surrogateescape").splitlines():
-        before, _, after = line.partition(" - ")
-        _, _, device, root, point, *_ = map(unescaped, before.split(" "))
-        kind, _, options = after.split(" ", 2)
-        words = [unescaped(word) for word in options.split(",")]
-        found.append(Standing(device=device, root=root, point=point, kind=kind, words=words))
-    return found
-
-
-def unescaped(text: str) -> str:
-    """A word of the kernel's tables with its octal escapes resolved."""
-    return _OCTAL.sub(lambda found: chr(int(found[1], 8)), text)
-
-
-_OCTAL = re.compile(r"\\([0-7]{3})")

@@ -7,7 +7,6 @@ So the directory alone says what is to be taken off, and in which order; no reco
 """
 
 import os
-import re
 import shutil
 import stat
 import subprocess
@@ -26,6 +25,7 @@ from ..actors.errors import (
 )
 from . import loop, syscalls
 from .labels import quoted
+from .mountinfo import standing_mounts
 from .mountplan import LOOP
 from .mounts import Mount, mount_all, unmount_all
 
@@ -84,14 +84,8 @@ def _stands(points: Sequence[str], mounted: frozenset[str]) -> bool:
 
 
 def mount_points() -> frozenset[str]:
-    """Every mount point that this process sees. Nothing is asked of the mounts themselves."""
-    lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
-    return frozenset(
-        re.sub(rb"\\(\d{3})", lambda m: bytes([int(m[1], 8)]), line.split(b" ")[4]).decode(
-            errors="surrogateescape"
-        )
-        for line in lines
-    )
+    """Every mount point that this process sees."""
+    return frozenset(each.point for each in standing_mounts())
 
 
 def take_off(directory: Path) -> None:

@@ -31,6 +31,7 @@ from ..descriptor import Descriptor, is_config, is_index, is_layer, is_manifest
 from ..ingest import Ingest
 from .download import PAUSE_S, Course, Download, Source, TooMuch
 from .limits import PullLimits
+from .sources import SOURCE_LABEL
 
 # Who else has the ref open, as a client that pulls by itself, has this long.
 BUSY_WITHIN_S = 600.0
@@ -39,7 +40,6 @@ ENDS_MAX = 3
 # A neighbour that brings the same blob is waited for while so much comes within the stall limit.
 NEIGHBOUR_BYTES = 256 << 10
 LABEL_MAX = 60
-SOURCE_LABEL = "containerd.io/distribution.source."
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -25,17 +25,15 @@ import trio
 from ...actors.errors import FailedPrecondition, NotFound, ResourceExhausted
 from ..content import ContentStore
 from ..descriptor import Descriptor, children, is_index, is_layer, is_manifest
-from ..labels import LABEL_BYTES_MAX
 from ..leases import Leases
-from ..platform import Platform, rank
+from ..platform import Platform, choose
 from ..transfer import ImageStore, Progress, Report
 from ..unpack import INDEX_DEPTH_MAX, label_children
 from .client import DOCUMENT_BYTES_MAX
 from .download import Source
-from .fetch import SOURCE_LABEL, ref_of
+from .fetch import ref_of
 from .fetches import Fetches
-
-__all__ = ["BLOBS_AT_ONCE", "SOURCE_LABEL", "Pull", "chosen_of", "each", "ref_of"]
+from .sources import note_source
 
 BLOBS_AT_ONCE = 3
 # On the lease that keeps what came for an image until it is whole: of which reference.
@@ -157,7 +155,9 @@ class Pull:
         tell = partial(self._tell, target)
         await self._fetches.fetch(self._namespace, target, self._source, self._lease, tell)
         await self._hold(target)
-        await self._add_source(target)
+        await note_source(
+            self._content, self._namespace, target.digest, self._source.registry.remote
+        )
 
     async def _hold(self, target: Descriptor) -> None:
         """Should the pull come to nothing, the next one finds it."""
@@ -171,28 +171,19 @@ class Pull:
         except NotFound:
             pass  # another pull of the same is done, and let it go
 
-    async def _add_source(self, target: Descriptor) -> None:
-        """Let the blob tell of this repository too: a push to its registry may mount from there."""
-        remote = self._source.registry.remote
-        key = SOURCE_LABEL + remote.host
-        told = self._content.info(self._namespace, target.digest).labels.get(key, "")
-        known = [one for one in told.split(",") if one]
-        if remote.repository not in known:
-            value = ",".join(sorted([*known, remote.repository]))
-            if len(key) + len(value) <= LABEL_BYTES_MAX:
-                labels, paths = {key: value}, [f"labels.{key}"]
-                await self._content.update(self._namespace, target.digest, labels, paths)
+    async def _tell(self, target: Descriptor, event: str, done: int) -> None:
+        await self._report(progress_of(target, event, done))
 
-    async def _tell(self, target: Descriptor, event: str, progress: int) -> None:
-        await self._report(
-            Progress(
-                event=event,
-                name=ref_of(target),
-                progress=progress,
-                total=target.size,
-                descriptor=target,
-            )
-        )
+
+def progress_of(target: Descriptor, event: str, done: int) -> Progress:
+    """What is told of a blob of which so many bytes have come or gone."""
+    return Progress(
+        event=event,
+        name=ref_of(target),
+        progress=done,
+        total=target.size,
+        descriptor=target,
+    )
 
 
 def chosen_of(
@@ -201,13 +192,8 @@ def chosen_of(
     """Which of an index's entries are asked for: all, or those for these platforms, the best
     first, at most `count_max` unless that is 0."""
     if platforms:
-        ranked: list[tuple[int, int, Descriptor]] = []
-        for place, wanted in enumerate(platforms):
-            for one in listed:
-                found = None if one.platform is None else rank(one.platform, wanted)
-                if found is not None:
-                    ranked.append((place, found, one))
-        best = [one for _, _, one in sorted(ranked, key=lambda entry: entry[:2])]
+        named = [(one.platform, one) for one in listed if one.platform is not None]
+        best = [one for wanted in platforms for one in choose(named, wanted)]
         unnamed = [one for one in listed if one.platform is None]
         listed = list({one.digest: one for one in (*best, *unnamed)}.values())
     return listed[:count_max] if count_max else listed

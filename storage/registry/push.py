@@ -48,7 +48,9 @@ from ..platform import Platform, choose
 from ..transfer import Progress, Report
 from ..unpack import INDEX_DEPTH_MAX
 from .client import PIECE_BYTES, Registry
-from .pull import SOURCE_LABEL, each, ref_of
+from .fetch import ref_of
+from .pull import each, progress_of
+from .sources import note_source, sources_of
 from .uploads import Upload
 
 PART_BYTES = 4 << 20
@@ -186,8 +188,7 @@ class _Push:
         except NotFound:
             return ()
         remote = self.registry.remote
-        named = labels.get(SOURCE_LABEL + remote.host, "").split(",")
-        return [one for one in named if one and one != remote.repository]
+        return [one for one in sources_of(labels, remote.host) if one != remote.repository]
 
     # -- bringing it there
 
@@ -276,17 +277,10 @@ class _Push:
 
     async def _note(self, target: Descriptor) -> None:
         """Where the blob is too, from now on: another push may have it mounted."""
-        remote = self.registry.remote
-        key = SOURCE_LABEL + remote.host
         try:
-            labels = self.content.info(self.namespace, target.digest).labels
-            known = [one for one in labels.get(key, "").split(",") if one]
-            if remote.repository in known:
-                return
-            text = ",".join(sorted({*known, remote.repository}))
-            await self.content.update(self.namespace, target.digest, {key: text}, [f"labels.{key}"])
-        except (NotFound, InvalidArgument):
-            pass  # gone meanwhile, or in more repositories than a label holds
+            await note_source(self.content, self.namespace, target.digest, self.registry.remote)
+        except NotFound:
+            pass  # gone meanwhile
 
     async def _put_document(self, document: _Document, *, is_top: bool) -> None:
         target = document.target
@@ -299,15 +293,7 @@ class _Push:
         await self._tell("complete", target, target.size)
 
     async def _tell(self, event: str, target: Descriptor, done: int) -> None:
-        await self.report(
-            Progress(
-                event=event,
-                name=ref_of(target),
-                progress=done,
-                total=target.size,
-                descriptor=target,
-            )
-        )
+        await self.report(progress_of(target, event, done))
 
 
 def _chosen(listed: Sequence[Descriptor], platforms: Sequence[Platform]) -> Iterable[Descriptor]:

@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from clients import blob, fetched, opened_registry, pieces_of
 from loopback import MANIFEST, Answer, Answers, Seen, in_turn, loopback, manifest, told
-from servers import Server, registry
+from servers import Server
 
 from holdfast.actors.errors import (
     FailedPrecondition,
@@ -38,12 +37,6 @@ from holdfast.storage.registry.referrers import next_page
 RAW = os.urandom(10_000)
 SUBJECT = digest_of(b"subject")
 SIGNATURE, INVENTORY = "application/vnd.example.signature", "application/vnd.example.inventory"
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with registry(tmp_path_factory.mktemp("plain") / "r") as server:
-        yield server
 
 
 def document(media_type: str, config_type: str, **more: object) -> bytes:

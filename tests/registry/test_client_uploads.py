@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,6 @@ from holdfast.storage.registry.auth import Credentials
 
 RAW = os.urandom(300_000)
 ALICE = Credentials(username=USER, secret=SECRET)
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with registry(tmp_path_factory.mktemp("plain") / "r") as server:
-        yield server
 
 
 async def test_a_blob_is_sent_in_parts_and_the_registry_knows_how_far(plain: Server) -> None:

@@ -48,12 +48,6 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
         yield both
 
 
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with registry(tmp_path_factory.mktemp("plain") / "r") as server:
-        yield server
-
-
 @pytest.fixture
 def proxy(plain: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     monkeypatch.setattr(module, "PART_BYTES", PART_BYTES)

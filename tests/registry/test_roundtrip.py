@@ -4,7 +4,7 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -44,12 +44,6 @@ House = tuple[Host, Channel]
 async def house(tmp_path: Path) -> AsyncIterator[House]:
     async with served(tmp_path) as both:
         yield both
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with registry(tmp_path_factory.mktemp("plain") / "r") as server:
-        yield server
 
 
 async def local(host: Host, name: str, raw: bytes | None = None) -> Image:

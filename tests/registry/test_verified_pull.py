@@ -3,7 +3,7 @@
 import io
 import os
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "storage"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "api"))
 from archives import oci_archive
-from servers import Server, registry
+from servers import Server
 from transfers import move, served
 
 from holdfast.actors.errors import FailedPrecondition, PermissionDenied
@@ -33,12 +33,6 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
         folder.mkdir()
         host.config = replace(host.config, image_verifier_bin_dir=str(folder))
         yield host, channel
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with registry(tmp_path_factory.mktemp("plain") / "r") as server:
-        yield server
 
 
 async def test_a_refused_image_is_not_fetched(house: House, plain: Server, tmp_path: Path) -> None:
