@@ -1,8 +1,9 @@
-"""gRPC over h2 on trio: server and client, unix sockets, no thread and no second event loop.
+"""gRPC over HTTP/2 on trio: server and client, unix sockets, no thread and no second event loop.
 
     limits      every bound in one frozen dataclass
     codec       bytes and headers: message frames, timeouts, statuses, metadata; plain functions
-    goaway      takes GOAWAY out of the incoming bytes, which h2 answers too harshly
+    headers     blocks of headers, to and from bytes
+    http2       frames, windows, states: bytes in, what they mean out; plain, too
     stream      one HTTP/2 stream: its inbox, its output, its flow control
     connection  one socket: a reader that waits for nobody, a writer that alone sends
     call        what a handler sees: metadata, peer, `recv`, `send`
@@ -10,5 +11,5 @@
     server      accepts, starts handlers, tells statuses, drains
     client      Channel: unary calls and streams
 
-Only h2's public API is used. Hazards that shaped the code are told where the code meets them.
+Hazards that shaped the code are told where the code meets them.
 """

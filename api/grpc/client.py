@@ -20,15 +20,14 @@ from typing import Any, Generic, TypeVar
 
 import trio
 from google.protobuf.message import Message
-from h2 import events
-from h2.errors import ErrorCodes
 
 from ...actors.errors import Cancelled, DeadlineExceeded, Refusal, Unavailable
 from ..status import CallFailed, Code, Status, error_of, internal
 from .call import parse
 from .codec import Header, Metadata, encode_metadata, format_timeout, parse_status
 from .connection import Connection
-from .goaway import GoAway
+from .headers import Headers
+from .http2 import ErrorCode, GoAway, StreamGone
 from .limits import Limits
 from .stream import Stream
 
@@ -46,9 +45,9 @@ class NotProcessed(Unavailable):
 
 # What a stream's reset means when it comes instead of a status.
 _RESETS: Mapping[int, Code] = {
-    ErrorCodes.CANCEL: Code.CANCELLED,
-    ErrorCodes.ENHANCE_YOUR_CALM: Code.RESOURCE_EXHAUSTED,
-    ErrorCodes.INADEQUATE_SECURITY: Code.PERMISSION_DENIED,
+    ErrorCode.CANCEL: Code.CANCELLED,
+    ErrorCode.ENHANCE_YOUR_CALM: Code.RESOURCE_EXHAUSTED,
+    ErrorCode.INADEQUATE_SECURITY: Code.PERMISSION_DENIED,
 }
 
 
@@ -56,7 +55,7 @@ class ClientConnection(Connection):
     """The machinery of a channel."""
 
     def __init__(self, transport: trio.abc.Stream, limits: Limits) -> None:
-        super().__init__(transport, limits, client_side=True)
+        super().__init__(transport, limits, is_client=True)
         self.calls: dict[int, ClientCall[Any]] = {}
         self.leaving: GoAway | None = None  # the server takes no further calls
         self.room = trio.Event()  # set when a stream has ended, or the server allows more
@@ -64,7 +63,7 @@ class ClientConnection(Connection):
     @property
     def has_room(self) -> bool:
         """Whether the server allows one more stream."""
-        return len(self.streams) < self.h2.remote_settings.max_concurrent_streams
+        return len(self.streams) < self.http2.peer_streams_max
 
     async def run(self) -> None:
         """As Connection; whoever waits for room learns that none will come."""
@@ -79,21 +78,20 @@ class ClientConnection(Connection):
             self.room = trio.Event()
         await self.room.wait()
 
-    def on_event(self, event: events.Event) -> None:
-        """Hand headers, trailers and resets to their calls."""
-        match event:
-            case events.ResponseReceived() | events.TrailersReceived():
-                call = self.calls.get(event.stream_id or 0)
-                if call is not None:
-                    call.on_headers(dict(event.headers or ()))
-            case events.StreamReset():
-                call = self.calls.get(event.stream_id or 0)
-                if call is not None:
-                    call.on_reset(event.error_code or 0)
-            case events.RemoteSettingsChanged():
-                self.room.set()
-            case _:
-                pass
+    def on_headers(self, stream_id: int, headers: Headers) -> None:
+        """Hand headers and trailers to their call."""
+        if (call := self.calls.get(stream_id)) is not None:
+            call.on_headers(headers.by_name)
+
+    def on_reset(self, stream_id: int, error_code: int) -> None:
+        """Tell the call."""
+        if (call := self.calls.get(stream_id)) is not None:
+            call.on_reset(error_code)
+
+    def on_settings(self) -> None:
+        """The server may allow more streams now."""
+        super().on_settings()
+        self.room.set()
 
     def on_goaway(self, goaway: GoAway) -> None:
         """Calls above the last stream were not processed; the others finish."""
@@ -107,13 +105,15 @@ class ClientConnection(Connection):
     def on_bad_input(self, stream: Stream, error: Refusal | CallFailed) -> None:
         """The call fails; the server is told to stop."""
         self.drop(stream, error)
-        self.reset_stream(stream.stream_id, ErrorCodes.CANCEL)
+        self.reset_stream(stream.stream_id, ErrorCode.CANCEL)
 
     def begin(self, headers: list[Header]) -> Stream:
-        """Open a stream. Number and headers go to h2 in one step: numbers must leave in order."""
-        stream_id = self.h2.get_next_available_stream_id()
-        self.h2.send_headers(stream_id, headers)
-        stream = Stream(self, stream_id, head=(), message_bytes_max=self.limits.message_bytes_max)
+        """Open a stream. Raises Unavailable when the connection has had all that it can."""
+        try:
+            stream_id = self.http2.open(headers)
+        except StreamGone as error:
+            raise Unavailable(f"grpc: {error}") from error
+        stream = Stream(self, stream_id, head=b"", message_bytes_max=self.limits.message_bytes_max)
         self.streams[stream_id] = stream
         self._wake.set()
         return stream
@@ -123,7 +123,7 @@ class ClientConnection(Connection):
         stream_id = stream.stream_id
         if not stream.reset and not (stream.input_ended and stream.end_sent):
             self.drop(stream, Cancelled("grpc: the call was left"))
-            self.reset_stream(stream_id, ErrorCodes.CANCEL)
+            self.reset_stream(stream_id, ErrorCode.CANCEL)
         stream.close_input()
         self.streams.pop(stream_id, None)
         self.calls.pop(stream_id, None)
@@ -157,13 +157,13 @@ class ClientCall(Generic[Answer]):
     def on_reset(self, error_code: int) -> None:
         """The server has reset the stream. After a status that is only its way to end."""
         stream = self._stream
-        if self._status is None and error_code == ErrorCodes.REFUSED_STREAM:
+        if self._status is None and error_code == ErrorCode.REFUSED_STREAM:
             # A server may still count a stream that we have seen the end of.
             self._connection.drop(stream, NotProcessed("grpc: the server refused the stream"))
             return
         if self._status is None:
             code = _RESETS.get(error_code, Code.INTERNAL)
-            name = ErrorCodes(error_code).name if error_code in set(ErrorCodes) else error_code
+            name = ErrorCode(error_code).name if error_code in set(ErrorCode) else error_code
             self._status = Status(code, f"grpc: the server has reset the stream ({name})")
         is_ok = self._status.code is Code.OK
         self._connection.drop(stream, None if is_ok else error_of(self._status))
@@ -179,7 +179,7 @@ class ClientCall(Generic[Answer]):
 
     async def end(self) -> None:
         """Tell the server that no further message follows."""
-        self._stream.finish(())
+        self._stream.finish(b"")
         await trio.lowlevel.checkpoint()
 
     async def receive(self) -> Answer | None:

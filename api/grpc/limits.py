@@ -32,4 +32,4 @@ FRAME_BYTES_MAX = 1 << 20  # grpc's C core uses it; grpc-go sends 16 KiB whateve
 READ_BYTES = 64 << 10  # what one peer may keep the loop busy with at a time
 UNSENT_BYTES_HIGH = 512 << 10  # the connection produces no more, and hears no more, above it
 SEND_BYTES_HIGH = 256 << 10  # a handler waits while its stream has more than this unsent
-CREDIT_BYTES_MIN = 1024  # smaller window updates are not worth a frame
+CREDIT_BYTES_MIN = STREAM_WINDOW_BYTES // 4  # smaller window updates are not worth a frame

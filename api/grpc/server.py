@@ -21,25 +21,23 @@ from math import inf
 
 import structlog
 import trio
-from h2 import events
-from h2.errors import ErrorCodes
 
 from ...actors.errors import Cancelled, DeadlineExceeded, Refusal, Unimplemented
 from ..status import FAULT, OK, CallFailed, Status, status_of
 from .call import AnyCall, Peer, peer_of, typed
-from .codec import Header, decode_metadata, parse_timeout, status_trailers
+from .codec import parse_timeout, status_trailers
 from .connection import Connection
-from .goaway import ALL_STREAMS, GoAway
+from .headers import Headers, encode
+from .http2 import LAST_STREAM, ErrorCode, GoAway
 from .limits import Limits
 from .service import Kind, Method, Service
 from .stream import Stream
 
 log = structlog.get_logger(__name__)
 
-RESPONSE_HEADERS: tuple[Header, ...] = (
-    (b":status", b"200"),
-    (b"content-type", b"application/grpc"),
-)
+_HEAD = encode(((b":status", b"200"), (b"content-type", b"application/grpc")))
+_DONE = encode(status_trailers(OK))
+_NO_BODY = encode(((b"content-length", b"0"),))
 _DRAIN_PING = b"draining"
 _BACKLOG = 128
 
@@ -62,11 +60,11 @@ class Allowance:
         return self._left >= 0
 
 
-def check_http(headers: dict[bytes, bytes]) -> bytes | None:
+def check_http(headers: Headers) -> bytes | None:
     """The HTTP status that refuses a request which is no gRPC call; None for one that is."""
-    if headers.get(b":method") != b"POST":
+    if headers.by_name.get(b":method") != b"POST":
         return b"405"
-    content_type = headers.get(b"content-type", b"")
+    content_type = headers.by_name.get(b"content-type", b"")
     if content_type[:16] != b"application/grpc" or content_type[16:17] not in (b"", b"+", b";"):
         return b"415"
     return None
@@ -78,7 +76,7 @@ class ServerConnection(Connection):
     def __init__(
         self, transport: trio.abc.Stream, limits: Limits, methods: Service, nursery: trio.Nursery
     ) -> None:
-        super().__init__(transport, limits, client_side=False)
+        super().__init__(transport, limits, is_client=False)
         self.peer: Peer | None = peer_of(transport)
         self._methods = methods
         self._nursery = nursery
@@ -89,20 +87,31 @@ class ServerConnection(Connection):
 
     # -- Connection asks
 
-    def on_event(self, event: events.Event) -> None:
-        """Begin calls, cancel calls, take the second step of draining."""
-        match event:
-            case events.RequestReceived():
-                self._begin(event.stream_id or 0, list(event.headers or ()))
-            case events.StreamReset():
-                self._cancel(event.stream_id or 0)
-            case events.PingAckReceived(ping_data=data):
-                if data == _DRAIN_PING and not self._draining:
-                    self._draining = True
-                    self.say_goaway(self._last_stream_id)
-                    self.leave()
-            case _:
-                pass
+    def on_headers(self, stream_id: int, headers: Headers) -> None:
+        """Begin a call. Trailers of a request say nothing to gRPC."""
+        if stream_id > self._last_stream_id:
+            self._begin(stream_id, headers)
+
+    def on_reset(self, stream_id: int, error_code: int) -> None:
+        """Cancel a call. Who begins and takes back too much is sent away."""
+        if (stream := self.streams.get(stream_id)) is not None:
+            self.drop(stream, Cancelled("context canceled"))
+            self.forget(stream_id)
+        if not self._resets.spend():
+            log.info("grpc.too_many_resets", peer=repr(self.peer))
+            self.say_goaway(self._last_stream_id, ErrorCode.ENHANCE_YOUR_CALM)
+            self.fail()
+
+    def on_pong(self, data: bytes) -> None:
+        """Take the second step of draining."""
+        if data == _DRAIN_PING and not self._draining:
+            self._draining = True
+            self.say_goaway(self._last_stream_id)
+            self.leave()
+
+    def last_stream(self) -> int:
+        """The last call that has begun."""
+        return self._last_stream_id
 
     def on_goaway(self, goaway: GoAway) -> None:
         """The client is leaving; its running calls still get their answers."""
@@ -141,52 +150,51 @@ class ServerConnection(Connection):
         """Take no further calls, finish those that run, then close. May be repeated."""
         if not self._announced:
             self._announced = True
-            self.say_goaway(ALL_STREAMS)
-            self.h2.ping(_DRAIN_PING)
+            self.say_goaway(LAST_STREAM)
+            self.http2.ping(_DRAIN_PING)
 
     # -- calls
 
-    def _begin(self, stream_id: int, fields: list[Header]) -> None:
+    def _begin(self, stream_id: int, headers: Headers) -> None:
         if self._draining:
             # Not processed: the client may repeat it on another connection.
-            self.reset_stream(stream_id, ErrorCodes.REFUSED_STREAM)
+            self.reset_stream(stream_id, ErrorCode.REFUSED_STREAM)
             return
         self._last_stream_id = stream_id
-        headers = dict(reversed(fields))
         refused = check_http(headers)
-        head = ((b":status", refused),) if refused else RESPONSE_HEADERS
+        head = encode(((b":status", refused),)) if refused else _HEAD
         stream = Stream(self, stream_id, head=head, message_bytes_max=self.limits.message_bytes_max)
         self.streams[stream_id] = stream
         if refused:
             stream.close_input()
-            stream.finish([(b"content-length", b"0")])
+            stream.finish(_NO_BODY)
             return
-        path = headers.get(b":path", b"").decode(errors="replace")
         try:
-            method, call = self._admit(stream, path, headers, fields)
+            method, call = self._admit(stream, headers)
         except (Refusal, CallFailed) as error:
             stream.close_input()
-            stream.finish(status_trailers(status_of(error)))
+            stream.finish(encode(status_trailers(status_of(error))))
             return
         scope = trio.CancelScope(deadline=call.deadline)
         stream.on_abort = scope.cancel
         self._nursery.start_soon(self._run, method, call, stream, scope)
 
-    def _admit(
-        self, stream: Stream, path: str, headers: dict[bytes, bytes], fields: list[Header]
-    ) -> tuple[Method, AnyCall]:
+    def _admit(self, stream: Stream, headers: Headers) -> tuple[Method, AnyCall]:
+        named = headers.by_name
+        path = named[b":path"].decode(errors="replace")
         method = self._methods.get(path)
         if method is None:
             raise Unimplemented(f"unknown method {path}")
-        encoding = headers.get(b"grpc-encoding", b"identity")
+        encoding = named.get(b"grpc-encoding", b"identity")
         if encoding != b"identity":
             raise Unimplemented(
                 f"grpc: Decompressor is not installed for grpc-encoding {encoding.decode()!r}"
             )
-        timeout = headers.get(b"grpc-timeout")
+        timeout = named.get(b"grpc-timeout")
         deadline = inf if timeout is None else trio.current_time() + parse_timeout(timeout)
-        metadata = decode_metadata(fields)
-        call = AnyCall(stream, method.request, path, metadata, peer=self.peer, deadline=deadline)
+        call = AnyCall(
+            stream, method.request, path, headers.metadata, peer=self.peer, deadline=deadline
+        )
         return method, call
 
     async def _run(
@@ -206,7 +214,7 @@ class ServerConnection(Connection):
             if status is FAULT:
                 log.exception("grpc.fault", method=call.method, peer=repr(self.peer))
         stream.close_input()
-        stream.finish(status_trailers(status))
+        stream.finish(_DONE if status is OK else encode(status_trailers(status)))
         log.debug(
             "grpc.call",
             method=call.method,
@@ -233,17 +241,6 @@ class ServerConnection(Connection):
             return status_of(stream.failure)
         assert trio.current_time() >= call.deadline
         return status_of(DeadlineExceeded("context deadline exceeded"))
-
-    def _cancel(self, stream_id: int) -> None:
-        stream = self.streams.get(stream_id)
-        if stream is None:
-            return
-        self.drop(stream, Cancelled("context canceled"))
-        self.forget(stream_id)
-        if not self._resets.spend():
-            log.info("grpc.too_many_resets", peer=repr(self.peer))
-            self.say_goaway(self._last_stream_id, ErrorCodes.ENHANCE_YOUR_CALM)
-            self.fail()
 
 
 class GrpcServer:

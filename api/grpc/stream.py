@@ -12,23 +12,22 @@ always given back, or one larger than the window would never arrive.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 import trio
-from h2.connection import H2Connection
-from h2.errors import ErrorCodes
 
 from ...actors.errors import Cancelled, Refusal, ResourceExhausted
 from ..status import CallFailed, internal
-from .codec import PREFIX, Header, MessageBuffer
+from .codec import PREFIX, MessageBuffer
+from .http2 import ErrorCode, Http2
 from .limits import CREDIT_BYTES_MIN, SEND_BYTES_HIGH, STREAM_WINDOW_BYTES
 
 
 class Wire(Protocol):
     """What a stream needs of its connection."""
 
-    h2: H2Connection
+    http2: Http2
     closed: bool
 
     def schedule(self, stream: "Stream") -> None:
@@ -51,13 +50,11 @@ class Wire(Protocol):
 class Stream:
     """Both directions of one stream. See the module for who calls what."""
 
-    def __init__(
-        self, wire: Wire, stream_id: int, *, head: Sequence[Header], message_bytes_max: int
-    ) -> None:
+    def __init__(self, wire: Wire, stream_id: int, *, head: bytes, message_bytes_max: int) -> None:
         self.stream_id = stream_id
         self.wire = wire
-        self.head: Sequence[Header] | None = head or None  # sent before the first byte of output
-        self.end: Sequence[Header] | None = None  # trailers; empty means a bare END_STREAM
+        self.head = head  # a block of headers, sent before the first byte of output
+        self.end: bytes | None = None  # trailers; empty means a bare END_STREAM
         self.end_sent = False
         self.out = bytearray()
         self.scheduled = False  # in the writer's queue, or parked until the window opens
@@ -164,7 +161,7 @@ class Stream:
         message = self._inbox.popleft()
         self._queued_bytes -= len(message)
         self._account()
-        if self._unacked_bytes and self._queued_bytes <= STREAM_WINDOW_BYTES:
+        if self._queued_bytes <= STREAM_WINDOW_BYTES and self._unacked_bytes >= CREDIT_BYTES_MIN:
             self._credit()
         return message
 
@@ -194,8 +191,8 @@ class Stream:
         if self.reset or self.wire.closed:
             raise Cancelled("grpc: the peer has closed the stream")
 
-    def finish(self, end: Sequence[Header]) -> None:
-        """Nothing more is sent after these trailers (none: a bare half-close)."""
+    def finish(self, end: bytes) -> None:
+        """Nothing more is sent after this block of trailers (none: a bare half-close)."""
         if not self.reset and not self.wire.closed:
             self.end = end
             self.wire.schedule(self)
@@ -208,34 +205,43 @@ class Stream:
         return bool(self.out) or self.end is not None
 
     def emit(self) -> int:
-        """Move one frame's worth of output into h2; 0 when the peer's window is shut."""
-        h2, out, room = self.wire.h2, self.out, 0
+        """Move one frame's worth of output to the wire; 0 when the peer's window is shut.
+
+        Raises StreamGone when the stream has ended.
+        """
+        http2, out, room = self.wire.http2, self.out, 0
         if out:
-            if self.head is not None:
-                h2.send_headers(self.stream_id, self.head)
-                self.head = None
-            room = min(h2.local_flow_control_window(self.stream_id), h2.max_outbound_frame_size)
+            if self.head:
+                http2.send_headers(self.stream_id, self.head)
+                self.head = b""
+            room = min(http2.room(self.stream_id), len(out))
             if room <= 0:
                 return 0
             # Many small messages leave as one frame: a frame costs more than a message.
-            h2.send_data(self.stream_id, bytes(out[:room]))
+            is_last = self.end == b"" and room == len(out)
+            with memoryview(out) as view:
+                http2.send_data(self.stream_id, view[:room], end_stream=is_last)
             del out[:room]
             if self._writable is not None and len(out) <= SEND_BYTES_HIGH // 2:
                 self._writable.set()
+            if is_last:
+                self._has_ended()
         if not out and self.end is not None:
             self._emit_end(self.end)
         return max(room, 64)
 
-    def _emit_end(self, end: Sequence[Header]) -> None:
-        h2 = self.wire.h2
+    def _emit_end(self, end: bytes) -> None:
+        http2 = self.wire.http2
         if end:
-            headers = [*(self.head or ()), *end]
-            h2.send_headers(self.stream_id, headers, end_stream=True)
+            http2.send_headers(self.stream_id, self.head + end, end_stream=True)
             if not self.input_ended:
                 # Answered before the peer has half-closed: let both sides forget the stream.
-                h2.reset_stream(self.stream_id, ErrorCodes.NO_ERROR)
+                http2.reset(self.stream_id, ErrorCode.NO_ERROR)
         else:
-            h2.end_stream(self.stream_id)
-        self.head = self.end = None
+            http2.send_data(self.stream_id, memoryview(b""), end_stream=True)
+        self._has_ended()
+
+    def _has_ended(self) -> None:
+        self.head, self.end = b"", None
         self.end_sent = True
         self.wire.forget(self.stream_id)

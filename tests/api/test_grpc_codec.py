@@ -16,7 +16,6 @@ from holdfast.api.grpc.codec import (
     parse_timeout,
     status_trailers,
 )
-from holdfast.api.grpc.goaway import GoAway, GoAwayFilter, serialize
 from holdfast.api.status import CallFailed, Code, Status
 
 
@@ -95,36 +94,3 @@ def test_metadata_survives_the_way_and_reserved_headers_are_none_of_it() -> None
         decode_binary(b"a")
     with pytest.raises(AssertionError):
         encode_metadata({"x": b"binary"})
-
-
-def h2_frame(kind: int, payload: bytes) -> bytes:
-    return len(payload).to_bytes(3, "big") + bytes([kind, 0]) + bytes(4) + payload
-
-
-PIECES = st.one_of(
-    st.tuples(st.sampled_from([0, 1, 4]), st.binary(max_size=30)).map(lambda t: h2_frame(*t)),
-    st.builds(serialize, st.integers(0, 2**31 - 1), st.integers(0, 13)),
-)
-
-
-@given(st.data(), st.lists(PIECES, max_size=8), st.booleans())
-def test_goaways_are_taken_out_and_all_else_passes(
-    data: st.DataObject, frames: list[bytes], server: bool
-) -> None:
-    preface = b"P" * 24 if server else b""
-    goaways = GoAwayFilter(skip_bytes=len(preface))
-    passed, taken = b"", []
-    for piece in data.draw(cut(preface + b"".join(frames))):
-        for part in goaways.split(piece):
-            if isinstance(part, GoAway):
-                taken.append(serialize(part.last_stream_id, part.error_code))
-            else:
-                assert part
-                passed += part
-    assert taken == [f for f in frames if f[3] == 7]
-    assert passed == preface + b"".join(f for f in frames if f[3] != 7)
-
-
-def test_a_goaway_with_a_strange_length_is_left_to_h2() -> None:
-    strange = h2_frame(7, b"1234")
-    assert GoAwayFilter(skip_bytes=0).split(strange) == [strange]

@@ -45,6 +45,7 @@ def main() -> int:
                 differences_max=given.differences,
                 kinds=given.kinds,
                 survey=given.survey,
+                tell=_tell,
             )
         for difference in found.differences:
             print(difference.brief() if given.survey else difference)
@@ -55,6 +56,12 @@ def main() -> int:
         for row, times in sorted(found.rows.items()):
             print(f"  {times:6} x {row}")
     return 1 if found.differences else 0
+
+
+def _tell(found: Found) -> None:
+    """How far it is, for whoever waits half an hour."""
+    differ = "".join(f"; {each.number} differs" for each in found.differences[-1:])
+    print(f"{found.sequences} sequences, {found.steps} steps{differ}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -156,8 +156,12 @@ def compare(
     differences_max: int = 5,
     kinds: Sequence[str] = (),
     survey: bool = False,
+    tell: Callable[[Found], None] = lambda _: None,
 ) -> Found:
-    """`count` sequences of this seed. A survey goes on and shows one difference of each kind."""
+    """`count` sequences of this seed. A survey goes on and shows one difference of each kind.
+
+    `tell` hears of each difference, and of every thousandth sequence.
+    """
     seen: set[object] = set()
     found = Found()
     for number in range(count):
@@ -171,8 +175,11 @@ def compare(
                 found.differences.append(difference)
         elif difference is not None:
             found.differences.append(shortest(both, difference))
+            tell(found)
             if len(found.differences) >= differences_max:
                 break
+        if found.sequences % 1000 == 0:
+            tell(found)
     return found
 
 

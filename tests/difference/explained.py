@@ -284,7 +284,7 @@ def deleted_is_gone(step: Step, ours: Outcome, theirs: Outcome) -> bool:
         expected = step.request[0].get("expected")
         return bool(expected) and ours.message.endswith("must occur at current offset 0")
     first, its = ours.answer[0], theirs.answer[0]
-    return its.get("offset", 0) in SIZES and its["offset"] == its.get("total") and its != first
+    return its.get("offset") in SIZES and its.get("offset") == its.get("total") and its != first
 
 
 def process_named(step: Step, ours: Outcome, theirs: Outcome) -> bool:
