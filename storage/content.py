@@ -340,7 +340,6 @@ class ContentStore:
         if len(ref.encode("utf-8", "surrogatepass")) > REF_BYTES_MAX or "\0" in ref:
             raise InvalidArgument(f'ref "{ref[:100]}" is malformed: invalid argument')
         digest = parse_digest(expected) if expected else None
-        total = max(total, 0)
         hold = await self._holds.take_when_free(namespace, ref)
         release = partial(self._holds.release, namespace, ref, hold)
         try:
@@ -352,6 +351,7 @@ class ContentStore:
             ):
                 raise AlreadyExists(f"content {digest}: already exists")
             shared = self._shareable(digest, total)
+            total = max(total, 0)
             before = self.store.get("ingest", namespace, ref)
             record = await self.store.write(
                 partial(_begin, namespace, ref, total, expected, lease, shared, job)
@@ -496,7 +496,7 @@ class ContentStore:
         if record is None or not self.blob_path(digest).exists():
             return None
         if total not in (0, record["size"]):
-            # Most likely a mistake; the commit will tell.
+            # Most likely a mistake; the commit will tell. A negative one is none of its sizes.
             return None
         return Shared(blob=self.blob_path(digest), digest=digest, size=record["size"])
 

@@ -37,37 +37,60 @@ class MessageBuffer:
     above the bound is refused when its prefix is read, so a lie of 4 GiB costs five bytes.
     """
 
-    __slots__ = ("_bytes_max", "_partial")
+    __slots__ = ("_bytes_max", "_held", "_length", "_parts")
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
-        self._partial = bytearray()
+        self._length = -1  # of the message that has begun; its prefix is not whole while negative
+        self._parts: list[bytes] = []  # of the message, or of the prefix
+        self._held = 0
 
     @property
     def held_bytes(self) -> int:
-        """The size of the message that is not whole yet."""
-        return len(self._partial)
+        """The size of the message that is not whole yet, as far as it is here."""
+        return self._held + (PREFIX.size if self._length >= 0 else 0)
 
     def feed(self, data: bytes) -> list[bytes]:
         """Add bytes as they came; raise ResourceExhausted or Unimplemented for what we refuse."""
-        partial = self._partial
-        partial += data
         messages: list[bytes] = []
-        while len(partial) >= PREFIX.size:
-            compressed, size = PREFIX.unpack_from(partial)
-            if size > self._bytes_max:
-                raise ResourceExhausted(
-                    f"grpc: received message larger than max ({size} vs. {self._bytes_max})"
-                )
-            if compressed:
-                raise Unimplemented("grpc: compressed messages are not supported")
-            end = PREFIX.size + size
-            if len(partial) < end:
+        at = 0
+        while True:
+            if self._length < 0:
+                if self._held:
+                    data, at = self._taken(data[at:]), 0
+                if len(data) - at < PREFIX.size:
+                    break
+                self._length = self._check(*PREFIX.unpack_from(data, at))
+                at += PREFIX.size
+            end = at + self._length - self._held
+            if len(data) < end:
                 break
-            with memoryview(partial) as view:
-                messages.append(bytes(view[PREFIX.size : end]))
-            del partial[:end]
+            messages.append(self._taken(data[at:end]))
+            self._length = -1
+            at = end
+        if at < len(data):
+            # A message of megabytes is joined once, when it is whole.
+            self._parts.append(data[at:])
+            self._held += len(data) - at
         return messages
+
+    def _taken(self, last: bytes) -> bytes:
+        """What is held and what came last, as one; nothing is held afterwards."""
+        if not self._held:
+            return last
+        whole = b"".join((*self._parts, last))
+        self._parts.clear()
+        self._held = 0
+        return whole
+
+    def _check(self, compressed: int, size: int) -> int:
+        if size > self._bytes_max:
+            raise ResourceExhausted(
+                f"grpc: received message larger than max ({size} vs. {self._bytes_max})"
+            )
+        if compressed:
+            raise Unimplemented("grpc: compressed messages are not supported")
+        return size
 
 
 def parse_timeout(value: bytes) -> float:

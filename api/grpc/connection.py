@@ -17,7 +17,7 @@ from ...actors.logger import get_logger
 from ..status import CallFailed
 from .headers import Headers
 from .http2 import ErrorCode, GoAway, Http2, StreamGone, Violation
-from .limits import READ_BYTES, UNSENT_BYTES_HIGH, Limits
+from .limits import READ_BYTES, READ_BYTES_MAX, UNSENT_BYTES_HIGH, Limits
 from .stream import Stream
 
 log = get_logger(__name__)
@@ -249,8 +249,9 @@ class Connection:
 
     async def _read_all(self) -> None:
         """Until the peer has hung up, or the connection has failed."""
-        http2 = self.http2
-        while data := await self.transport.receive_some(READ_BYTES):
+        http2, room = self.http2, READ_BYTES
+        while data := await self.transport.receive_some(room):
+            room = READ_BYTES_MAX if len(data) >= READ_BYTES else READ_BYTES
             try:
                 http2.receive(bytes(data))
             except Violation as error:

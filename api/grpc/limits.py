@@ -29,7 +29,8 @@ class Limits:
 STREAM_WINDOW_BYTES = 1 << 20  # per stream: the only back-pressure on a sender
 CONNECTION_WINDOW_BYTES = 2**31 - 1  # never binds, so that no stream holds up another
 FRAME_BYTES_MAX = 1 << 20  # grpc's C core uses it; grpc-go sends 16 KiB whatever we say
-READ_BYTES = 64 << 10  # what one peer may keep the loop busy with at a time
+READ_BYTES = 64 << 10  # what is read at a time; what fills it is followed by a larger one,
+READ_BYTES_MAX = 256 << 10  # up to what one peer may keep the loop busy with
 UNSENT_BYTES_HIGH = 512 << 10  # the connection produces no more, and hears no more, above it
 SEND_BYTES_HIGH = 256 << 10  # a handler waits while its stream has more than this unsent
 CREDIT_BYTES_MIN = STREAM_WINDOW_BYTES // 4  # smaller window updates are not worth a frame

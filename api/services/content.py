@@ -183,7 +183,7 @@ class _Writing:
             self._total = request.total
 
     async def _act(self, ingest: AnyIngest, request: pb.WriteContentRequest) -> None:
-        answer = self._answer
+        answer, data = self._answer, request.data  # a copy each time that it is asked for
         match request.action:
             case pb.STAT:
                 await self._take_state(ingest)
@@ -191,8 +191,8 @@ class _Writing:
                 times = await self._content.status(self._namespace, ingest.ref)
                 _stamp(answer, times)
             case pb.WRITE:
-                if request.data or request.offset or (await ingest.state()).offset:
-                    await ingest.write(request.data, request.offset)
+                if data or request.offset or (await ingest.state()).offset:
+                    await ingest.write(data, request.offset)
                 await self._take_state(ingest)
             case pb.COMMIT:
                 await self._commit(ingest, request)
@@ -204,8 +204,9 @@ class _Writing:
         self._answer.offset, self._answer.digest = state.offset, state.digest
 
     async def _commit(self, ingest: AnyIngest, request: pb.WriteContentRequest) -> None:
-        if request.data or request.offset:
-            await ingest.write(request.data, request.offset)
+        data = request.data
+        if data or request.offset:
+            await ingest.write(data, request.offset)
         expected = parse_digest(self._expected) if self._expected else None
         committed = await ingest.commit(
             self._total, expected, dict(request.labels), lease=self._lease

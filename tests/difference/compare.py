@@ -193,7 +193,7 @@ def once(both: Pair, number: int, steps: Sequence[Step], found: Found) -> Differ
             found.refusals += theirs.code != "OK"
             if ours == theirs:
                 continue
-            row = row_for(step, ours, theirs)
+            row = row_for(steps[: at + 1], ours, theirs)
             if row is None:
                 return Difference(number, steps, at, ours, theirs)
             found.rows[row.name] += 1

@@ -3,7 +3,7 @@
 `docs/reference/differences.md` holds the same rows for readers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ class Row:
     """Whether the row explains this: the step, Holdfast's outcome, containerd's."""
     parts: bool = False
     """Whether the two are in different states from here on, so that the sequence ends."""
+    since: Callable[[Sequence[Step]], bool] = lambda _: True
+    """Whether what led to it was among the sequence's steps, this one included."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ ROWS: tuple[Row, ...] = (
         "When a Write names another total than its ingest has, containerd begins it anew over the"
         " bytes that it had, and counts those that are left.",
         explained.begun_over,
+        since=explained.began_anew,
     ),
     Row(
         "a Write counts its own bytes",
@@ -143,6 +146,15 @@ ROWS: tuple[Row, ...] = (
         " in between, containerd still counts the bytes that it had before.",
         explained.written_over,
         parts=True,
+        since=explained.began_anew,
+    ),
+    Row(
+        "an exec may be started again",
+        "When an exec could not start, as in a paused container, and is started again, containerd's"
+        " shim falls, and its tasks are not found any more.",
+        explained.shim_fell,
+        parts=True,
+        since=explained.exec_started_again,
     ),
     Row(
         "sha512 may be written",
@@ -292,9 +304,9 @@ EVENT_ROWS: tuple[EventRow, ...] = (
 )
 
 
-def row_for(step: Step, ours: Outcome, theirs: Outcome) -> Row | None:
-    """The row that explains the difference, if there is one."""
-    return next((row for row in ROWS if row.holds(step, ours, theirs)), None)
+def row_for(steps: Sequence[Step], ours: Outcome, theirs: Outcome) -> Row | None:
+    """The row that explains a difference at the last of these steps, if there is one."""
+    return next((r for r in ROWS if r.holds(steps[-1], ours, theirs) and r.since(steps)), None)
 
 
 def told_by_both(events: list[dict[str, Any]], *, collects: bool) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ A script is a list of steps as `repr` shows them; `parse` reads it again.
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,7 +47,7 @@ METHODS = {
     for method in service.methods
 }
 
-CGROUP = "holdfast-difference"
+CGROUP = f"holdfast-difference-{os.getpid()}"  # runs side by side leave each other alone
 SPEC_URL = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 PROCESS_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 SIZES = (11, 9, 70_000, 8, 0)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.difference import explained
 from tests.difference.answer import Outcome
 from tests.difference.compare import Found, Pair, compare, once, pair
 from tests.difference.differences import EVENT_ROWS, ROWS, row_for
@@ -43,7 +44,7 @@ def test_a_difference_is_found_out(both: Pair) -> None:
     found = Found()
     assert once(both, 0, [step], found) is None
     assert found.rows == {"Namespaces.Update answers": 1}
-    assert row_for(Step("Namespaces.Get"), Outcome(answer=1), Outcome(answer=2)) is None
+    assert row_for([Step("Namespaces.Get")], Outcome(answer=1), Outcome(answer=2)) is None
 
 
 def test_a_script_is_read_as_it_was_printed() -> None:
@@ -52,6 +53,21 @@ def test_a_script_is_read_as_it_was_printed() -> None:
         Step("Content.Write", [{"data": b"\x00"}], stream="s"),
     ]
     assert parse(repr(steps)) == steps
+
+
+def test_a_row_may_ask_for_what_came_before() -> None:
+    write = Step("Content.Write", [{"ref": "r", "total": 9}, {"total": -1}])
+    assert explained.began_anew([write])
+    assert explained.began_anew([Step("Namespaces.Delete", {"name": "n"})])
+    assert not explained.began_anew([Step(write.method, write.request[:1])] * 2)
+    start = Step("Tasks.Start", {"container_id": "c", "exec_id": "e"})
+    pause = Step("Tasks.Pause", {"container_id": "c"})
+    assert explained.exec_started_again([start, pause, start])
+    assert not explained.exec_started_again([start, pause])
+    assert not explained.exec_started_again([start, start])
+    fallen = Outcome(code="NOT_FOUND", message="not found")
+    assert row_for([start, pause, start], Outcome(), fallen) is not None
+    assert row_for([start, pause], Outcome(), fallen) is None
 
 
 def test_the_page_has_the_same_rows_as_the_table() -> None:

@@ -324,9 +324,10 @@ async def test_a_shared_ingest_becomes_one_of_its_own_when_written(tmp_path: Pat
             await ingest.commit()
         assert await content.read_all("two", digest_of(b"anew")) == b"anew"
         assert await content.read_all("one", HELLO_DIGEST) == HELLO
-        other_size = await content.open_ingest("two", "q", expected=HELLO_DIGEST, total=1)
-        async with other_size as ingest:
-            assert (await ingest.state()).offset == 0
+        for total in (1, -1):
+            other_size = await content.open_ingest("two", "q", expected=HELLO_DIGEST, total=total)
+            async with other_size as ingest:
+                assert (await ingest.state()).offset == 0
 
 
 async def test_a_shared_blob_may_go_away_before_the_commit(tmp_path: Path) -> None:
