@@ -32,7 +32,7 @@ from ..actors.errors import (
     Unknown,
 )
 from ..storage import mounts
-from . import cgroup, oci, procfs
+from . import cgroup, oci, procfs, syscalls
 from .isolation import isolate
 from .memorywatch import MemoryWatch
 from .pins import Pins, slot
@@ -559,9 +559,10 @@ class Container:
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
         # Not synced: after a loss of power there is no container that it could be about.
         path = f"{self.bundle}/{name}"
-        Path(f"{path}.tmp").write_text(json.dumps(value))
+        with open(f"{path}.tmp", "w") as file:
+            file.write(json.dumps(value))
         failpoints.reach("shim.save.rename")
-        os.rename(f"{path}.tmp", path)
+        syscalls.replace_unsynced(f"{path}.tmp", path)
         failpoints.passed("shim.save.renamed")
 
     def unlink(self, name: str) -> None:

@@ -4,10 +4,10 @@
                                        --socketpair: tasks, with their descriptors-->
 
 A forked shim is ready in about a millisecond and shares our memory, where a new interpreter takes
-twenty. One is always forked ahead and waits for a task; one that has served its last task waits for
-the next. We end when the daemon's end of the socket closes; the shims live on. As a subreaper we
-get the containers of shims that were killed, reap them, and remember how they ended, so that the
-shim which adopts them can tell.
+twenty. One is always forked ahead and waits for a task; those that have served their last task wait
+for the next, a few of them, for a while. We end when the daemon's end of the socket closes; the
+shims live on. As a subreaper we get the containers of shims that were killed, reap them, and
+remember how they ended, so that the shim which adopts them can tell.
 
 Run as `python -I -m holdfast.runtime.forkserver FD STATE TASKS_PER_SHIM [no-pins]`. Standard
 library and cbor2 alone.
@@ -22,7 +22,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ..actors import failpoints
@@ -37,15 +37,20 @@ from .vault import Vault, open_vault, teardown
 READ_BYTES_MAX: Final = 65536
 LOCK_WITHIN_S: Final = 0.05
 LOCK_LOOK_S: Final = 0.001
+# Where tasks come and go, a shim that waits is used again: to fork and to end one costs more than
+# what it does for a short task.
+IDLE_MAX: Final = 8
+IDLE_S: Final = 10.0
 
 
 @dataclass(slots=True)
 class Place:
-    """A shim of ours: the way to it, and how many tasks it has."""
+    """A shim of ours: the way to it, how many tasks it has, and since when it has none."""
 
     pid: int
     control: socket.socket
     tasks: int = 0
+    idle_since_s: float = field(default_factory=time.monotonic)
 
 
 class ForkServer:
@@ -117,7 +122,9 @@ class ForkServer:
                 control = self._fork()  # ahead, so that nobody waits for it
                 if control is not None:
                     return control
-            timeout_ms = None if self._look_every_s is None else self._look_every_s * 1000
+            is_surplus = self._end_surplus()
+            waits = (self._look_every_s, IDLE_S if is_surplus else None)
+            timeout_ms = min((1000 * each for each in waits if each is not None), default=None)
             ready = [descriptor for descriptor, _ in self._poll.poll(timeout_ms)]
             for descriptor in ready:
                 if descriptor in self._by_descriptor:
@@ -224,9 +231,16 @@ class ForkServer:
             self._forget(place)
             return
         place.tasks -= 1
+        place.idle_since_s = time.monotonic()
+
+    def _end_surplus(self) -> bool:
+        """Ends shims that wait in vain, but for one; whether there are more that do."""
         idle = [one for one in self._places.values() if one.tasks == 0]
-        for one in idle[1:]:
-            self._forget(one)
+        since_s = time.monotonic() - IDLE_S
+        for at, place in enumerate(idle[1:], start=1):
+            if at >= IDLE_MAX or place.idle_since_s < since_s:
+                self._forget(place)
+        return sum(one.tasks == 0 for one in self._places.values()) > 1
 
     def _forget(self, place: Place) -> None:
         """Gives a shim no more tasks: it ends with its last."""
@@ -353,6 +367,8 @@ def main() -> None:
     control = server.run()
     if control is not None:
         shim.main(control, server.house)
+        # Not by way of the interpreter's end, which would touch all that we share, to free it.
+        os._exit(0)
 
 
 if __name__ == "__main__":

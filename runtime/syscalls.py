@@ -26,8 +26,11 @@ TIOCGPTN: Final = 0x80045430
 IN_COMPLETE: Final = 0x08 | 0x80  # closed after a write, or moved to its name
 
 # The calls of before 2011 have other numbers on each machine; the rest of them share one table.
+_RENAMEAT2: Final = 316 if platform.machine() == "x86_64" else 276
 _PIVOT_ROOT: Final = 155 if platform.machine() == "x86_64" else 41
 _PIDFD_GETFD: Final = 438
+_AT_FDCWD: Final = -100
+_RENAME_EXCHANGE: Final = 2
 
 _libc: Any = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -95,6 +98,21 @@ def pidfd_pid(pidfd: int) -> int:
 def pidfd_getfd(pidfd: int, descriptor: int) -> int:
     """A duplicate, close-on-exec, of another process's descriptor."""
     return _syscall(_PIDFD_GETFD, pidfd, descriptor, 0)
+
+
+def replace_unsynced(new: str, path: str) -> None:
+    """Puts a file in the place of what may be there, at once; the old one is gone.
+
+    Filesystems write out a new file that is renamed over an old one (ext4(5), auto_da_alloc), which
+    is work for nothing where a loss of power may take both. Exchanged files they let be.
+    """
+    words = (_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(path), _RENAME_EXCHANGE)
+    try:
+        _syscall(_RENAMEAT2, *words)
+    except OSError:  # there is none, or the filesystem cannot exchange
+        os.rename(new, path)
+    else:
+        os.unlink(new)
 
 
 def is_pty_master(descriptor: int) -> bool:

@@ -61,18 +61,14 @@ class Headers:
         is_head_over = False
         pseudo: set[bytes] = set()
         for name, value in self.fields:
-            if name[:1] == b":":
-                if is_head_over or name in pseudo:
-                    return f"{name!r} comes twice or too late"
-                pseudo.add(name)
-            else:
+            if name[:1] != b":":
                 is_head_over = True
-                if not name or name.lower() != name or name in _HOP_BY_HOP:
-                    return f"{name!r} is no name of a header here"
-                if name == b"te" and value != b"trailers":
-                    return f"te: {value!r}"
-            if any(byte in value for byte in _FORBIDDEN) or any(b in name for b in _FORBIDDEN):
-                return f"the value of {name!r} has a line's end in it"
+            elif is_head_over or name in pseudo:
+                return f"{name!r} comes twice or too late"
+            else:
+                pseudo.add(name)
+            if fault := _fault_of(name, value):
+                return fault
         return ""
 
     def check(self, *, of_request: bool, is_trailer: bool) -> None:
@@ -87,6 +83,18 @@ class Headers:
         for name in self.by_name:
             if name[:1] == b":" and (is_trailer or name not in allowed):
                 raise Malformed(f"{name!r} is not for here")
+
+
+@lru_cache(1024)
+def _fault_of(name: bytes, value: bytes) -> str:
+    """What one field must not be."""
+    if not name or name.lower() != name or name in _HOP_BY_HOP:
+        return f"{name!r} is no name of a header here"
+    if name == b"te" and value != b"trailers":
+        return f"te: {value!r}"
+    if any(byte in value or byte in name for byte in _FORBIDDEN):
+        return f"{name!r} or its value has a line's end in it"
+    return ""
 
 
 class BlockDecoder:
