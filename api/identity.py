@@ -2,19 +2,10 @@
 
 import os
 import uuid
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
-
-def _version() -> str:
-    try:
-        return version("holdfast")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "0.0.0"
-
-
-VERSION: Final = _version()
+VERSION: Final = "0.1.0"  # pyproject.toml's; to look it up would take a while at each start
 REVISION: Final = f"holdfast-{VERSION}"  # clients print it beside the version
 UUID_FILE: Final = "uuid"
 

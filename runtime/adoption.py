@@ -89,6 +89,8 @@ class _NotBegun(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Adoption:
+    """One container on its way from a dead shim to us."""
+
     container: Container
 
     def take(self, entry: Mapping[str, Any]) -> None:

@@ -50,7 +50,8 @@ def parse_stat(text: str) -> Stat:
 def stat(pid: int) -> Stat | None:
     """The state of a process, or None when it is gone."""
     try:
-        return parse_stat(Path(f"/proc/{pid}/stat").read_text())
+        with open(f"/proc/{pid}/stat") as file:
+            return parse_stat(file.read())
     except (FileNotFoundError, ProcessLookupError):
         return None
 
@@ -96,7 +97,8 @@ def kill(pidfd: int) -> None:
 def read_identity(path: str) -> Identity | None:
     """A process as `write_identity` wrote it down; None where nothing whole is written."""
     try:
-        pid, start_time_ticks = Path(path).read_text().split()
+        with open(path) as file:
+            pid, start_time_ticks = file.read().split()
         return Identity(int(pid), int(start_time_ticks))
     except (FileNotFoundError, ValueError):
         return None

@@ -30,6 +30,8 @@ from .tasks import exec_child, task_child
 AT_ONCE_MAX = 32
 EACH_WITHIN_S = 30.0
 FIRST_WITHIN_S = 1.0
+# Whoever waits for the socket comes at once, and would find the loop busy with hundreds of tasks.
+HEAD_START_S = 0.05
 
 What = tuple[str, str, str]
 """Kind, namespace and key of a fault."""
@@ -178,5 +180,6 @@ class Recoverer(Actor):
     async def _run(self) -> None:
         with trio.move_on_after(FIRST_WITHIN_S):
             await self._first()
+        await trio.sleep(HEAD_START_S)
         self.found = await self._recovery.run()
         self._caught_up.end()

@@ -21,6 +21,8 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @dataclass(slots=True)
 class _Level:
+    """A directory on the way down: the names in it that are left."""
+
     parts: Parts
     names: list[str]
     identity: tuple[int, int]

@@ -7,7 +7,7 @@ at and for how long, and delays nobody. One look is one moment; there is no awai
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from ..actors.cell import Cell
 from ..actors.introspection import info
@@ -86,20 +86,12 @@ def _below(system: System) -> Below:
     return below
 
 
-@runtime_checkable
-class Labelled(Protocol):
-    """An actor that says what it is called in the tree, where nobody's care gives it an id."""
-
-    @property
-    def label(self) -> str:
-        """The same for as long as the actor lives."""
-        ...
-
-
 def _label(cell: Cell) -> str:
-    actor: object = cell.actor
-    if isinstance(actor, Labelled):
-        return actor.label
+    """What an actor is called where nobody's care gives it an id: its `label`, the same for as
+    long as it lives, else its name or its class's."""
+    label = getattr(cell.actor, "label", None)
+    if isinstance(label, str):
+        return label
     return cell.ref.name or cell.ref.actor_class.__name__
 
 
