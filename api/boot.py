@@ -16,7 +16,7 @@ import gc
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, cast
@@ -54,7 +54,7 @@ def load_daemon() -> ModuleType:
 
 
 @contextmanager
-def _left_out() -> Iterator[None]:
+def _left_out() -> Generator[None]:
     """Whoever has imported one already keeps it."""
     modules = cast("dict[str, Any]", sys.modules)
     kept = {name: modules.get(name) for name in LEFT_OUT}
@@ -68,7 +68,7 @@ def _left_out() -> Iterator[None]:
 
 
 @contextmanager
-def methods_made_on_use() -> Iterator[None]:
+def methods_made_on_use() -> Generator[None]:
     """Meanwhile, the methods of dataclasses are promises, which their first call fulfils."""
     made_at_once = vars(dataclasses).get(MAKE_METHOD)
     if made_at_once is None:

@@ -40,7 +40,7 @@ LOCK_LOOK_S: Final = 0.001
 # Where tasks come and go, a shim that waits is used again: to fork and to end one costs more than
 # what it does for a short task.
 IDLE_MAX: Final = 8
-IDLE_S: Final = 10.0
+IDLE_S: Final = 2.0
 
 
 @dataclass(slots=True)
