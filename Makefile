@@ -12,7 +12,7 @@ BIN := .venv/bin
 PROGRAMS := crun runc containerd docker.io erlang-base busybox-static python3-venv procps mount iproute2 \
 	docker-registry skopeo umoci openssl
 
-.PHONY: setup demo test test-of-registries test-of-records test-of-commands test-long check quick bench difftest difference faults chaos crash-sweep damage-sweep guest-test clean
+.PHONY: setup demo test test-of-registries test-of-records test-of-commands test-long check quick bench bench-against soak profile difftest difference faults chaos crash-sweep damage-sweep guest-test clean
 
 ROOMS := actors supervision runtime storage api chaos_tests bench examples
 
@@ -59,7 +59,7 @@ check: quick
 # Tests that watch the clock have the machine to themselves; the others run side by side. What takes
 # long and has a shorter one like it is for `make test-long`.
 SHORT := -m pytest -q -m "not long"
-BESIDE := registry difference storage supervision $(addprefix clients/test_,images_cli.py login_cli.py pull_cli.py)
+BESIDE := registry difference storage supervision api $(addprefix clients/test_,images_cli.py login_cli.py pull_cli.py)
 test: check
 	@$(BIN)/coverage erase
 	$(BIN)/coverage run $(SHORT) $(addprefix --ignore=tests/,$(BESIDE))
@@ -73,7 +73,7 @@ test-of-registries:
 	$(BIN)/coverage run $(SHORT) tests/registry tests/difference
 
 test-of-records:
-	$(BIN)/coverage run $(SHORT) tests/storage tests/supervision
+	$(BIN)/coverage run $(SHORT) tests/storage tests/supervision tests/api
 
 # Most of their time is that of commands which start: without coverage it is half.
 test-of-commands:
@@ -82,9 +82,22 @@ test-of-commands:
 test-long: setup
 	$(BIN)/python -m pytest -q -m long
 
+# About ten minutes; what it prints is also in bench/results/latest.json.
 bench: setup
-	$(BIN)/python -m bench.side_by_side
-	$(BIN)/python -m bench.layer
+	$(BIN)/python -m bench
+
+# The same, and an error when a ratio has become worse by a quarter than the one that is kept.
+bench-against: setup
+	$(BIN)/python -m bench --against bench/baseline.json
+
+# Containers for as long as it takes to see a leak: make soak CYCLES=20000
+CYCLES ?= 2000
+soak: setup
+	$(BIN)/python -m bench.soak --cycles $(CYCLES)
+
+# Where the daemon's time goes while containers come and go, with a flame graph.
+profile: setup
+	$(BIN)/python -m bench.profile
 
 # Any number of random histories against Erlang's own supervisor: make difftest N=20000 SEED=7
 N ?= 5000

@@ -27,7 +27,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +227,29 @@ def table(results: dict[str, Report]) -> str:
     return "\n".join(lines)
 
 
+def measured(
+    rounds: int, store: str = "tmpfs", compressions: Sequence[str] = ("gzip", "zstd")
+) -> dict[str, Report]:
+    """Of each compression, the figures of each way."""
+    layer = layer_tar()
+    results: dict[str, Report] = {}
+    with tempfile.TemporaryDirectory(prefix="holdfast-layer-") as folder:
+        for compression in compressions:
+            archive = Path(folder) / f"{compression}.tar"
+            size = oci_archive(archive, layer, compression)
+            sys.stderr.write(
+                f"{compression}: a tar of {len(layer) / 1e6:.0f} MB with {FILES} files,"
+                f" {size / 1e6:.0f} MB packed\n"
+            )
+            with (
+                store_on(store) as base,
+                running("holdfast", base / "holdfast", log_level="warn") as ours,
+                running("containerd", base / "containerd", log_level="warn") as theirs,
+            ):
+                results[compression] = measure([ours, theirs], archive, rounds)
+    return results
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -235,23 +258,7 @@ def main() -> None:
     parser.add_argument("--store", choices=["tmpfs", "disk"], default="tmpfs")
     parser.add_argument("--compressions", nargs="+", default=["gzip", "zstd"])
     given = parser.parse_args()
-    layer = layer_tar()
-    results: dict[str, Report] = {}
-    with tempfile.TemporaryDirectory(prefix="holdfast-layer-") as folder:
-        for compression in given.compressions:
-            archive = Path(folder) / f"{compression}.tar"
-            size = oci_archive(archive, layer, compression)
-            sys.stdout.write(
-                f"{compression}: a tar of {len(layer) / 1e6:.0f} MB with {FILES} files,"
-                f" {size / 1e6:.0f} MB packed\n"
-            )
-            sys.stdout.flush()
-            with (
-                store_on(given.store) as base,
-                running("holdfast", base / "holdfast", log_level="warn") as ours,
-                running("containerd", base / "containerd", log_level="warn") as theirs,
-            ):
-                results[compression] = measure([ours, theirs], archive, given.rounds)
+    results = measured(given.rounds, given.store, given.compressions)
     RESULTS.parent.mkdir(exist_ok=True)
     machine = {"kernel": os.uname().release, "cores": os.cpu_count(), "store": given.store}
     RESULTS.write_text(json.dumps({"machine": machine, "layer": results}, indent=2) + "\n")

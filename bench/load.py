@@ -3,8 +3,7 @@
     python -m bench.load --address SOCKET --parent CHAIN_ID --cycles 100 --parallel 8
 
 Prints one JSON object: cycles per second, the whole machine's processor time per cycle, and
-the p50 and p99 of each phase in milliseconds. It speaks gRPC through grpcio, which neither
-daemon uses, so that its cost is the same on both sides.
+the p50 and p99 of each phase in milliseconds.
 """
 
 import argparse
@@ -18,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import grpc
+from bench.wire import Wire
 from google.protobuf.empty_pb2 import Empty
 
 from holdfast.api.proto import runc_pb2
@@ -50,45 +49,50 @@ class Target:
     runtime: str = "io.containerd.runc.v2"
 
 
-RECONNECT_MS = 10
-
-
 class Client:
-    """One gRPC channel and the calls that a container's life needs."""
+    """One connection, for one thread, and the calls that a container's life needs.
+
+    It is made when it is needed, and anew after it was lost.
+    """
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        options = [
-            ("grpc.default_authority", "localhost"),
-            ("grpc.use_local_subchannel_pool", 1),
-            # Left alone, gRPC waits a second after its first refusal: longer than a restart takes.
-            ("grpc.initial_reconnect_backoff_ms", RECONNECT_MS),
-            ("grpc.min_reconnect_backoff_ms", RECONNECT_MS),
-            ("grpc.max_reconnect_backoff_ms", RECONNECT_MS),
-        ]
-        self._channel = grpc.insecure_channel(f"unix:{target.address}", options=options)
-        self._metadata = (("containerd-namespace", target.namespace),)
-        self._calls: dict[str, Any] = {}
+        self._wire: Wire | None = None
+
+    @property
+    def wire(self) -> Wire:
+        if self._wire is None:
+            metadata = (("containerd-namespace", self.target.namespace),)
+            self._wire = Wire(self.target.address, metadata)
+        return self._wire
 
     def call(self, path: str, request: Any, answer: Any) -> Any:
-        return self._method(path, answer)(request, metadata=self._metadata, timeout=120)
+        """Ask and wait. Raises Refused, or OSError when the daemon is not there."""
+        return self.begin(path, request, answer)()
 
-    def begin(self, path: str, request: Any, answer: Any) -> Any:
-        return self._method(path, answer).future(request, metadata=self._metadata, timeout=120)
+    def begin(self, path: str, request: Any, answer: Any) -> Callable[[], Any]:
+        """Ask; what is given waits for the answer."""
+        try:
+            wire = self.wire
+            stream = wire.begin(full_path(path), request.SerializeToString())
+        except OSError:
+            self.close()
+            raise
+
+        def end() -> Any:
+            try:
+                data = wire.end(stream)
+            except OSError:
+                self.close()
+                raise
+            return answer.FromString(data) if answer else data
+
+        return end
 
     def close(self) -> None:
-        self._channel.close()
-
-    def _method(self, path: str, answer: Any) -> Any:
-        if path not in self._calls:
-            service, _, name = path.partition(".")
-            short = f"/containerd.services.{service.lower()}.v1.{service}/{name}"
-            self._calls[path] = self._channel.unary_unary(
-                path if path.startswith("/") else short,
-                request_serializer=lambda message: message.SerializeToString(),
-                response_deserializer=answer.FromString if answer else bytes,
-            )
-        return self._calls[path]
+        if self._wire is not None:
+            self._wire.close()
+            self._wire = None
 
     def ask(self, path: str, answer: Any) -> Any:
         """A call whose request says nothing."""
@@ -162,7 +166,7 @@ class Client:
         )
         self.call("Tasks.Start", tasks_pb2.StartRequest(container_id=name), tasks_pb2.StartResponse)
         lap()
-        status = ended.result().exit_status
+        status = ended().exit_status
         lap()
         self.call(
             "Tasks.Delete",
@@ -183,6 +187,14 @@ class Client:
         for phase, begun, over in zip(PHASES, marks, marks[1:], strict=False):
             seconds.setdefault(phase, []).append(over - begun)
         seconds.setdefault("cycle", []).append(marks[-1] - marks[0])
+
+
+def full_path(path: str) -> str:
+    """`Tasks.List` as gRPC names it."""
+    if path.startswith("/"):
+        return path
+    service, _, name = path.partition(".")
+    return f"/containerd.services.{service.lower()}.v1.{service}/{name}"
 
 
 @dataclass

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.daemons import Daemon, command, running
-from bench.load import Client, Target, fan_out
+from bench.load import Client, fan_out
+from bench.work import prepared
 from examples import busybox_image
 
 from holdfast.api.proto import task_types_pb2
@@ -84,17 +85,6 @@ def measure(side: str, base: Path, containers: int, stopped: int) -> dict[str, A
         finally:
             again.terminate()
             again.wait(30)
-
-
-def prepared(daemon: Daemon, archive: Path) -> Target:
-    """The image taken in and unpacked."""
-    ctr = ["ctr", "--address", str(daemon.socket), "--namespace", "bench"]
-    subprocess.run([*ctr, "images", "import", str(archive)], check=True, capture_output=True)
-    listed = subprocess.run(
-        [*ctr, "snapshots", "ls"], check=True, capture_output=True, text=True
-    ).stdout
-    chain = next(line.split()[0] for line in listed.splitlines() if "Committed" in line)
-    return Target(str(daemon.socket), chain, binary="crun")
 
 
 def shim_pids(daemon: Daemon) -> list[int]:

@@ -1,0 +1,93 @@
+"""Thousands of containers through one daemon: nothing may be left, and nothing may grow.
+
+    python -m bench.soak [--cycles 20000] [--parallel 8]
+
+After each slice of the work the daemon's memory (resident, and of that what Python's allocator
+gives back late is part) and its descriptors are noted. The slope of the memory over the last two
+thirds, by least squares, must be below 1 KB per 100 cycles, the descriptors as many at the end as
+after the first slice; and of the containers no task, mount, cgroup, bundle or process may be left.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from bench import work
+from bench.daemons import Daemon, running
+from bench.load import Client
+from examples import busybox_image
+
+SLICES = 40
+SLOPE_KB_MAX = 1.0
+SETTLES_WITHIN_S = 10.0
+
+
+def slope_kb(cycles: list[int], resident_kb: list[float]) -> float:
+    """How many kilobytes 100 further cycles cost."""
+    third = len(cycles) // 3
+    found = statistics.linear_regression(cycles[third:], resident_kb[third:])
+    return found.slope * 100
+
+
+def residue(daemon: Daemon) -> list[str]:
+    """What is left of containers that are all gone."""
+    base = str(daemon.base)
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    left = [line.split()[4] for line in mounts if f"{base}/state/tasks" in line]
+    left += map(str, (daemon.base / "state" / "tasks").glob("*/*"))
+    left += map(str, Path("/sys/fs/cgroup").glob("**/bench/cycle-*"))
+    client = Client(work.prepared(daemon, daemon.base / "busybox.tar"))
+    left += [f"task {task.id}" for task in client.tasks()]
+    client.close()
+    return left
+
+
+def descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--cycles", type=int, default=20_000)
+    parser.add_argument("--parallel", type=int, default=8)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="holdfast-soak-") as folder:
+        base = Path(folder) / "holdfast"
+        base.mkdir()
+        busybox_image.build(base / "busybox.tar")
+        with running("holdfast", base, for_crun=True, log_level="warn") as daemon:
+            target = work.prepared(daemon, base / "busybox.tar")
+            done, memory_kb, open_files = [], [], []
+            begun = time.perf_counter()
+            for part in range(1, SLICES + 1):
+                work.cycles(target, given.cycles // SLICES, given.parallel)
+                done.append(part * given.cycles // SLICES)
+                memory_kb.append(work.resident_mb(daemon.pid) * 1000)
+                open_files.append(descriptors(daemon.pid))
+                sys.stderr.write(f"{done[-1]} cycles, {memory_kb[-1]:.0f} kB\n")
+            took_s = time.perf_counter() - begun
+            deadline = time.monotonic() + SETTLES_WITHIN_S
+            while (left := residue(daemon)) and time.monotonic() < deadline:
+                time.sleep(0.2)
+    report = {
+        "cycles": given.cycles,
+        "seconds": round(took_s, 1),
+        "memory_kb": [round(memory_kb[0]), round(memory_kb[-1])],
+        "slope_kb_per_100_cycles": round(slope_kb(done, memory_kb), 3),
+        "descriptors": [open_files[0], open_files[-1]],
+        "left": left[:20],
+    }
+    sys.stdout.write(json.dumps(report, indent=2) + "\n")
+    grows = report["slope_kb_per_100_cycles"] >= SLOPE_KB_MAX or open_files[-1] > open_files[0]
+    sys.exit(1 if left or grows else 0)
+
+
+if __name__ == "__main__":
+    main()
