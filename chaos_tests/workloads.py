@@ -182,7 +182,7 @@ class Life:
         await self._create()
         if plan.state is State.CREATED:
             await self._hold()
-        nursery.start_soon(self._wait, "")
+        self._expect_end(nursery, "")
         await self._start("")
         nursery.start_soon(self._watch, "", self.pid)
         if plan.state is State.RUNNING:
@@ -193,7 +193,7 @@ class Life:
             await self._settle("Tasks.Resume", Task.ResumeTaskRequest, Status.RUNNING)
         elif plan.state is State.EXEC:
             await self._exec(nursery)
-            nursery.start_soon(self._wait, EXEC_ID)
+            self._expect_end(nursery, EXEC_ID)
             pid = await self._start(EXEC_ID)
             nursery.start_soon(self._watch, EXEC_ID, pid)
             await self._hold_running(nursery)
@@ -370,9 +370,13 @@ class Life:
             except Refusal:
                 pass  # it has ended
 
+    def _expect_end(self, nursery: trio.Nursery, exec_id: str) -> None:
+        # Counted here: the answer to the start may be there before the wait has begun.
+        self._waits += 1
+        nursery.start_soon(self._wait, exec_id)
+
     async def _wait(self, exec_id: str) -> None:
         """Hear of the end of a process, through all deaths of the daemon."""
-        self._waits += 1
         request = Task.WaitRequest(container_id=self.plan.name, exec_id=exec_id)
         try:
             await self._client.insist(
