@@ -15,7 +15,6 @@ Standard library alone: the fork server preloads this file.
 
 import json
 import os
-import select
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +35,6 @@ STATUS_NOT_RELEASED: Final = 125
 STATUS_NOT_EXECUTED: Final = 127
 SIGNALLED: Final = 128
 KILLED_WITHIN_S: Final = 5.0
-WATCH_BYTES_MAX: Final = 65536
 
 Descriptors = tuple[int, int, int]
 
@@ -98,23 +96,14 @@ class Runner:
         the execution, with the same status: who comes after us learns it from the one pin.
         """
         made = Event(self._poller)
-        watch = syscalls.watch_directory(self._bundle)
 
-        def look(events: int) -> None:
-            try:
-                os.read(watch, WATCH_BYTES_MAX)
-            except BlockingIOError:
-                pass
+        def look() -> None:
             if read_pid(pid_file):
                 made.set()
 
-        self._poller.watch(watch, select.EPOLLIN, look)
-        try:
+        with self._poller.arrivals.watched(self._bundle, look):
             execution = self._begin(command, made)
             await made
-        finally:
-            self._poller.unwatch(watch)
-            os.close(watch)
         failpoints.passed(f"shim.{command.verb}.done")
         if not read_pid(pid_file):
             await execution.ended

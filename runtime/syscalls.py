@@ -124,15 +124,27 @@ def is_pty_master(descriptor: int) -> bool:
     return True
 
 
-def watch_directory(path: str) -> int:
-    """An inotify descriptor, not blocking, that is readable when a file in there is complete."""
-    watch = int(_libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK))
-    if watch < 0 or _libc.inotify_add_watch(watch, os.fsencode(path), IN_COMPLETE) < 0:
+def inotify() -> int:
+    """An inotify descriptor, not blocking."""
+    descriptor = int(_libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK))
+    if descriptor < 0:
         number = ctypes.get_errno()
-        if watch >= 0:
-            os.close(watch)
+        raise OSError(number, os.strerror(number), "inotify_init1")
+    return descriptor
+
+
+def watch_directory(descriptor: int, path: str) -> int:
+    """The number of a directory's watch, which tells of each file in there that is complete."""
+    watch = int(_libc.inotify_add_watch(descriptor, os.fsencode(path), IN_COMPLETE))
+    if watch < 0:
+        number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), path)
     return watch
+
+
+def unwatch_directory(descriptor: int, watch: int) -> None:
+    """Ends a watch; one that the kernel has ended with its directory is no error."""
+    _libc.inotify_rm_watch(descriptor, watch)
 
 
 def pivot_root(new: str, old: str) -> None:
