@@ -55,12 +55,13 @@ class Records(Generic[K]):
             yield place, self._from_record(place.key, row.value)
 
     def refuse_present(self, place: Place, labels: Mapping[str, str]) -> None:
-        """Refuse a key in use, and the key of a layer that is there already."""
-        if self.get(place) is not None:
-            raise AlreadyExists(f"snapshot {quoted(place.key)}: already exists")
+        """Refuse the key of a layer that is there already, and a key in use."""
+        # In this order: a client that hears of its target goes on with that.
         target = labels.get(LABEL_TARGET)
         if target and self.get(Place(place.namespace, target)) is not None:
             raise AlreadyExists(f"target snapshot {quoted(target)}: already exists")
+        if self.get(place) is not None:
+            raise AlreadyExists(f"snapshot {quoted(place.key)}: already exists")
 
     # -- within a transaction
 
