@@ -288,6 +288,8 @@ class Http2:
             length, stream_id = high << 8 | low, stream_id & LAST_STREAM
             if length > FRAME_BYTES_MAX:
                 raise Violation(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
+            if kind != _DATA and length > _BLOCK_BYTES_MAX:
+                raise Violation(ErrorCode.ENHANCE_YOUR_CALM, f"{length} bytes that are no data")
             self._admit(kind, flags, stream_id)
             body = at + _HEAD_BYTES
             if kind == _DATA and not flags & _PADDED:

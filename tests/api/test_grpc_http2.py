@@ -387,6 +387,7 @@ def test_the_peers_windows_bind_us() -> None:
         (frame(CONTINUATION, END_HEADERS, 1, b""), 1),
         (frame(HEADERS, 0, 1) + frame(CONTINUATION, 0, 1) * 100, 11),
         (frame(HEADERS, 0, 1) + frame(CONTINUATION, 0, 1, bytes(100_000)) * 3, 11),
+        (frame(HEADERS, 0, 1, bytes(300_000))[:9], 11),  # by its announcement
         (frame(RST_STREAM, 0, 1, bytes(4)), 1),  # idle
         (frame(RST_STREAM, 0, 0, bytes(4)), 1),
         (begin() + frame(RST_STREAM, 0, 1, bytes(3)), 6),
