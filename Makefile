@@ -59,7 +59,7 @@ check: quick
 # Tests that watch the clock have the machine to themselves; the others run side by side. What takes
 # long and has a shorter one like it is for `make test-long`.
 SHORT := -m pytest -q -m "not long"
-BESIDE := registry difference storage supervision api $(addprefix clients/test_,images_cli.py login_cli.py pull_cli.py)
+BESIDE := registry difference storage supervision $(addprefix clients/test_,images_cli.py login_cli.py pull_cli.py)
 test: check
 	@$(BIN)/coverage erase
 	$(BIN)/coverage run $(SHORT) $(addprefix --ignore=tests/,$(BESIDE))
@@ -73,7 +73,7 @@ test-of-registries:
 	$(BIN)/coverage run $(SHORT) tests/registry tests/difference
 
 test-of-records:
-	$(BIN)/coverage run $(SHORT) tests/storage tests/supervision tests/api
+	$(BIN)/coverage run $(SHORT) tests/storage tests/supervision
 
 # Most of their time is that of commands which start: without coverage it is half.
 test-of-commands:
