@@ -208,6 +208,9 @@ def of_layers(rounds: int) -> Iterator[Row]:
             how = "by ctr" if name == "holdfast" else "by holdfast"
             yield at_least(f"reference layer in and unpacked, {compression}, {how}, 1/s", 2,
                            1 / sides[name]["seconds"], 1 / theirs)  # fmt: skip
+        yield bound(f"the same, {compression}, the daemon's peak memory, MB", 150,
+                    max(sides[name]["peak_mb"] for name in sides if name != "containerd"),
+                    sides["containerd"]["peak_mb"])  # fmt: skip
 
 
 def main() -> None:
