@@ -59,12 +59,14 @@ def _left_out() -> Generator[None]:
     modules = cast("dict[str, Any]", sys.modules)
     kept = {name: modules.get(name) for name in LEFT_OUT}
     modules.update({name: kept[name] or left_out for name, left_out in LEFT_OUT.items()})
-    yield
-    for name, module in kept.items():
-        if module is None:
-            del modules[name]
-        else:
-            modules[name] = module
+    try:
+        yield
+    finally:
+        for name, module in kept.items():
+            if module is None:
+                del modules[name]
+            else:
+                modules[name] = module
 
 
 @contextmanager

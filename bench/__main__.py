@@ -221,6 +221,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--against", type=Path, help="a file of rows, to be compared with")
     given = parser.parse_args()
+    before = load(given.against) if given.against else []
     begun, rows = time.perf_counter(), []
 
     def take(found: Iterator[Row]) -> None:
@@ -238,7 +239,6 @@ def main() -> None:
                     take(measure(sides, given.rounds))
     if "layers" in given.only:
         take(of_layers(given.rounds))
-    before = load(given.against) if given.against else []
     machine = {"kernel": platform.release(), "cores": os.cpu_count(), "rounds": given.rounds}
     save(rows, machine, RESULTS)
     sys.stdout.write(table(rows) + f"\n\nwritten to {RESULTS}\n")

@@ -34,17 +34,14 @@ def slope_kb(cycles: list[int], resident_kb: list[float]) -> float:
     return found.slope * 100
 
 
-def residue(daemon: Daemon) -> list[str]:
+def residue(daemon: Daemon, client: Client) -> list[str]:
     """What is left of containers that are all gone."""
     base = str(daemon.base)
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     left = [line.split()[4] for line in mounts if f"{base}/state/tasks" in line]
     left += map(str, (daemon.base / "state" / "tasks").glob("*/*"))
     left += map(str, Path("/sys/fs/cgroup").glob("**/bench/cycle-*"))
-    client = Client(work.prepared(daemon, daemon.base / "busybox.tar"))
-    left += [f"task {task.id}" for task in client.tasks()]
-    client.close()
-    return left
+    return left + [f"task {task.id}" for task in client.tasks()]
 
 
 def descriptors(pid: int) -> int:
@@ -74,8 +71,9 @@ def main() -> None:
                 sys.stderr.write(f"{done[-1]} cycles, {memory_kb[-1]:.0f} kB\n")
             took_s = time.perf_counter() - begun
             deadline = time.monotonic() + SETTLES_WITHIN_S
-            while (left := residue(daemon)) and time.monotonic() < deadline:
-                time.sleep(0.2)
+            with work.clients(target, 1) as (client,):
+                while (left := residue(daemon, client)) and time.monotonic() < deadline:
+                    time.sleep(0.2)
     report = {
         "cycles": given.cycles,
         "seconds": round(took_s, 1),

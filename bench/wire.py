@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from urllib.parse import unquote
 
-from holdfast.api.grpc.codec import PREFIX, Header, MessageBuffer
+from holdfast.api.grpc.client import request_headers
+from holdfast.api.grpc.codec import PREFIX, MessageBuffer
 from holdfast.api.grpc.headers import Headers
 from holdfast.api.grpc.http2 import GoAway, Http2
 
@@ -48,7 +49,7 @@ class Wire:
         self._socket.connect(address)
         self._http2 = Http2(self, is_client=True, streams_max=0)
         self._answers: dict[int, _Answer] = {}
-        self._metadata: list[Header] = [(key.encode(), value.encode()) for key, value in metadata]
+        self._metadata = dict(metadata)
 
     def close(self) -> None:
         self._socket.close()
@@ -59,17 +60,7 @@ class Wire:
 
     def begin(self, path: str, request: bytes | None, *, ends: bool = True) -> int:
         """Begin a call; its number. Of a stream that goes on, more may be sent."""
-        stream = self._http2.open(
-            [
-                (b":method", b"POST"),
-                (b":scheme", b"http"),
-                (b":path", path.encode()),
-                (b":authority", b"localhost"),
-                (b"te", b"trailers"),
-                (b"content-type", b"application/grpc"),
-                *self._metadata,
-            ]
-        )
+        stream = self._http2.open(request_headers(path, self._metadata))
         self._answers[stream] = _Answer()
         if request is not None:
             self.send(stream, request, ends=ends)

@@ -307,7 +307,7 @@ class Channel:
             if not self.is_open:
                 raise Unavailable("grpc: the connection is closed, or its server is leaving")
             left_s = trio.current_effective_deadline() - trio.current_time()
-            stream = connection.begin(_request_headers(method, metadata or {}, left_s))
+            stream = connection.begin(request_headers(method, metadata or {}, left_s))
             call = ClientCall(connection, stream, answer_type)
             connection.calls[stream.stream_id] = call
             try:
@@ -318,7 +318,8 @@ class Channel:
             raise DeadlineExceeded("context deadline exceeded")
 
 
-def _request_headers(method: str, metadata: Metadata, left_s: float) -> list[Header]:
+def request_headers(method: str, metadata: Metadata, left_s: float = inf) -> list[Header]:
+    """The headers that begin a call; `left_s` is the time that the server is told, if any."""
     headers: list[Header] = [
         (b":method", b"POST"),
         (b":scheme", b"http"),

@@ -4,13 +4,15 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from bench.daemons import running
-from bench.load import Target, churn
+from bench.load import churn
+from bench.work import prepared
 from examples import busybox_image
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -54,12 +56,7 @@ def test_a_hundred_containers_leave_nothing(tmp_path: Path) -> None:
     busybox_image.build(archive)
     with running("holdfast", tmp_path / "host") as daemon:
         ctr = ["ctr", "--address", str(daemon.socket), "--namespace", "bench"]
-        subprocess.run([*ctr, "images", "import", str(archive)], check=True, capture_output=True)
-        listed = subprocess.run(
-            [*ctr, "snapshots", "ls"], check=True, capture_output=True, text=True
-        ).stdout
-        chain = next(line.split()[0] for line in listed.splitlines() if "Committed" in line)
-        target = Target(str(daemon.socket), chain)
+        target = replace(prepared(daemon, archive), binary="")
         churn(target, cycles=8, parallel=8, warm=0)
         time.sleep(1)
         before = kernel_facts(daemon.pid, daemon.base)
