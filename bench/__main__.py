@@ -23,7 +23,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from bench import layer, work
-from bench.daemons import Daemon, command, running
+from bench.daemons import Daemon, command, measured
 from bench.load import Client, Target
 from bench.restart import wait_for_all, wait_for_answer
 from bench.rows import Row, at_least, at_most, bound, load, save, table, worse
@@ -83,9 +83,7 @@ def both(archive: Path) -> Iterator[list[Side]]:
     with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as folder, ExitStack() as stack:
         sides = []
         for kind in ("holdfast", "containerd"):
-            daemon = stack.enter_context(
-                running(kind, Path(folder, kind), for_crun=True, log_level="warn")
-            )
+            daemon = stack.enter_context(measured(kind, Path(folder, kind)))
             sides.append(Side(daemon, archive))
             stack.callback(sides[-1].close)
         yield sides

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bench import work
-from bench.daemons import running
+from bench.daemons import measured
 from examples import busybox_image
 
 GRAPH = Path(__file__).parent / "results" / "profile.svg"
@@ -53,7 +53,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="holdfast-profile-") as folder:
         base = Path(folder)
         busybox_image.build(base / "busybox.tar")
-        with running("holdfast", base / "holdfast", for_crun=True, log_level="warn") as daemon:
+        with measured("holdfast", base / "holdfast") as daemon:
             target = work.prepared(daemon, base / "busybox.tar")
             ended = threading.Event()
 

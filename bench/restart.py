@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.daemons import Daemon, command, running
+from bench.daemons import Daemon, command, measured
 from bench.load import Client, fan_out
 from bench.work import prepared
 from examples import busybox_image
@@ -50,7 +50,7 @@ def measure(side: str, base: Path, containers: int, stopped: int) -> dict[str, A
     """Start, kill, start again; give the figures."""
     archive = base / "busybox.tar"
     busybox_image.build(archive)
-    with running(side, base / side, for_crun=True, log_level="warn") as daemon:
+    with measured(side, base / side) as daemon:
         target = prepared(daemon, archive)
         names = [f"idle-{number}" for number in range(containers)]
         clients = [Client(target) for _ in range(4)]

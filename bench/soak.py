@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from bench import work
-from bench.daemons import Daemon, running
+from bench.daemons import Daemon, measured
 from bench.load import Client
 from examples import busybox_image
 
@@ -59,7 +59,7 @@ def main() -> None:
         base = Path(folder) / "holdfast"
         base.mkdir()
         busybox_image.build(base / "busybox.tar")
-        with running("holdfast", base, for_crun=True, log_level="warn") as daemon:
+        with measured("holdfast", base) as daemon:
             target = work.prepared(daemon, base / "busybox.tar")
             done, memory_kb, open_files = [], [], []
             begun = time.perf_counter()

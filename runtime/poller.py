@@ -17,8 +17,6 @@ import types
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Final
 
-from .arrivals import Arrivals
-
 LOOK_FIRST_S: Final = 0.001
 LOOK_MAX_S: Final = 0.05
 
@@ -74,7 +72,6 @@ class Poller:
         self._children: dict[int, Event] = {}
         self._statuses: dict[int, int] = {}
         self._stopped = False
-        self.arrivals = Arrivals(self)
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, _heard)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
@@ -167,7 +164,6 @@ class Poller:
     def close(self) -> None:
         """Gives the descriptors back: a forked child makes a poller of its own."""
         signal.set_wakeup_fd(-1)
-        self.arrivals.close()
         self._epoll.close()
         os.close(self._wake_read)
         os.close(self._wake_write)

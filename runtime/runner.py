@@ -6,9 +6,10 @@ thereby our child, which may have ended before its pid file is read: then its ex
 unclaimed until somebody claims it. A further process has the runtime as its parent, which waits for
 it and ends as it does.
 
-An execution that makes a process is gated: the child is pinned before it may become the runtime.
-It never runs unpinned, so that whoever comes after us finds either no pin, and nothing was done,
-or the pin, which tells the result.
+An execution that makes a process is gated: the child, a shell that waits for a word of ours, is
+pinned before it may become the runtime. It never runs unpinned, so that whoever comes after us
+finds either no pin, and nothing was done, or the pin, which tells the result. To fork ourselves
+would cost twice the processor time, for all the memory that we share.
 
 Standard library alone: the fork server preloads this file.
 """
@@ -30,8 +31,15 @@ from .poller import Event, Poller
 
 SIGNALS_RESET: Final = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 
-RELEASED: Final = b"1"
+RELEASED: Final = b"\n"
 STATUS_NOT_RELEASED: Final = 125
+SHELL: Final = "/bin/sh"
+GATE: Final = 'read -r released <&{0} || exit {1}; exec {0}<&-; exec "$@"'
+# A shell reads from descriptors of one digit alone; three are the runtime's stdio.
+GATES: Final = range(3, 10)
+LOOK_FIRST_S: Final = 0.001
+LOOK_MAX_S: Final = 0.05
+LOOK_SHARE: Final = 1 / 16
 STATUS_NOT_EXECUTED: Final = 127
 SIGNALLED: Final = 128
 KILLED_WITHIN_S: Final = 5.0
@@ -96,14 +104,19 @@ class Runner:
         the execution, with the same status: who comes after us learns it from the one pin.
         """
         made = Event(self._poller)
+        execution = self._begin(command, made)
+        since_s = time.monotonic()
 
         def look() -> None:
+            # Not by inotify: a user has 128 instances, and to close one waits for the kernel.
             if read_pid(pid_file):
                 made.set()
+            elif not made.is_set:
+                pause_s = (time.monotonic() - since_s) * LOOK_SHARE
+                self._poller.later(min(max(pause_s, LOOK_FIRST_S), LOOK_MAX_S), look)
 
-        with self._poller.arrivals.watched(self._bundle, look):
-            execution = self._begin(command, made)
-            await made
+        self._poller.later(LOOK_FIRST_S, look)
+        await made
         failpoints.passed(f"shim.{command.verb}.done")
         if not read_pid(pid_file):
             await execution.ended
@@ -224,13 +237,13 @@ class Runner:
             self._unclaimed.clear()
 
     def _execute_gated(self, command: Command, log: str) -> int:
-        program, words = self._program(command.runtime), command.words(log)
+        words = command.words(log)
         gate, release = os.pipe2(os.O_CLOEXEC)
         try:
-            pid = os.fork()
-            if pid == 0:
-                os.close(release)
-                _wait_and_execute(gate, program, words, command.descriptors, log)
+            if oci.DETACHED in words:
+                pid = self._fork_gated(command, words, log, gate, release)
+            else:
+                pid = self._spawn_gated(command, words, gate)
             pidfd = os.pidfd_open(pid)
             try:
                 self._pins.keep_process(f"{command.slot}.op", pidfd)
@@ -242,27 +255,63 @@ class Runner:
             os.close(release)
         return pid
 
+    def _spawn_gated(self, command: Command, words: list[str], gate: int) -> int:
+        program, actions = self._program(command.runtime), _stdio_actions(command.descriptors)
+        sealed = self._sealed.get(command.runtime.program)
+        if sealed is not None:
+            actions.append((os.POSIX_SPAWN_DUP2, sealed, sealed))  # the shell finds it open
+        elif not os.access(program, os.X_OK):
+            raise Unknown(f"OCI runtime {command.verb} failed: {program} cannot be executed")
+        digit = next(digit for digit in GATES if digit != sealed)
+        actions.append((os.POSIX_SPAWN_DUP2, gate, digit))
+        script = GATE.format(digit, STATUS_NOT_RELEASED)
+        return _spawn(
+            command.verb, SHELL, [SHELL, "-c", script, SHELL, program, *words[1:]], actions
+        )
+
+    def _fork_gated(
+        self, command: Command, words: list[str], log: str, gate: int, release: int
+    ) -> int:
+        """With a child of our own, which goes on beside the runtime."""
+        pid = os.fork()
+        if pid == 0:
+            os.close(release)
+            _wait_and_stand_in(
+                gate, self._program(command.runtime), words, command.descriptors, log
+            )
+        return pid
+
     def _program(self, runtime: oci.Runtime) -> str:
         sealed = self._sealed.get(runtime.program)
         return runtime.program if sealed is None else f"/proc/self/fd/{sealed}"
 
     def _execute(self, command: Command, log: str) -> int:
-        actions = [
-            (os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in enumerate(command.descriptors)
-        ]
-        try:
-            return os.posix_spawn(
-                self._program(command.runtime),
-                command.words(log),
-                os.environ,
-                file_actions=actions,
-                setpgroup=0,
-                # What is ignored, by Python or us or our parent, would be by the container too.
-                setsigdef=SIGNALS_RESET,
-                setsigmask=(),
-            )
-        except OSError as error:
-            raise Unknown(f"OCI runtime {command.verb} failed: {error}: unknown") from error
+        return _spawn(
+            command.verb,
+            self._program(command.runtime),
+            command.words(log),
+            _stdio_actions(command.descriptors),
+        )
+
+
+def _stdio_actions(descriptors: Descriptors) -> list[tuple[int, int, int]]:
+    return [(os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in enumerate(descriptors)]
+
+
+def _spawn(verb: str, program: str, words: list[str], actions: list[tuple[int, int, int]]) -> int:
+    try:
+        return os.posix_spawn(
+            program,
+            words,
+            os.environ,
+            file_actions=actions,
+            setpgroup=0,
+            # What is ignored, by Python or us or our parent, would be by the container too.
+            setsigdef=SIGNALS_RESET,
+            setsigmask=(),
+        )
+    except OSError as error:
+        raise Unknown(f"OCI runtime {verb} failed: {error}: unknown") from error
 
 
 def _stand_in(program: str, words: list[str]) -> NoReturn:
@@ -293,10 +342,10 @@ def read_pid(path: str) -> int:
         return 0
 
 
-def _wait_and_execute(
+def _wait_and_stand_in(
     gate: int, program: str, words: list[str], descriptors: Descriptors, log: str
 ) -> NoReturn:
-    """What the gated child does. When we die before we release it, it ends without a trace."""
+    """What the forked child does. When we die before we release it, it ends without a trace."""
     try:
         syscalls.set_name("holdfast-exec")
         signal.set_wakeup_fd(-1)
@@ -305,16 +354,14 @@ def _wait_and_execute(
             if signal.getsignal(number) is not signal.SIG_DFL:
                 signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        if os.read(gate, 1) != RELEASED:
+        if os.read(gate, len(RELEASED)) != RELEASED:
             os._exit(STATUS_NOT_RELEASED)
         # Copies first: a target may be another's source.
         copies = [os.dup(descriptor) for descriptor in descriptors]
         for theirs, ours in enumerate(copies):
             os.dup2(ours, theirs)
             os.close(ours)
-        if oci.DETACHED in words:
-            _stand_in(program, words)
-        os.execv(program, words)
+        _stand_in(program, words)
     except BaseException as error:
         with open(log, "a") as lines:
             lines.write(json.dumps({"level": "error", "msg": str(error)}) + "\n")

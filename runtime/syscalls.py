@@ -23,7 +23,6 @@ PIDFD_GET_INFO: Final = (3 << 30) | (PIDFD_INFO.size << 16) | (0xFF << 8) | 11
 
 TIOCGPTN: Final = 0x80045430
 
-IN_COMPLETE: Final = 0x08 | 0x80  # closed after a write, or moved to its name
 
 # The calls of before 2011 have other numbers on each machine; the rest of them share one table.
 _RENAMEAT2: Final = 316 if platform.machine() == "x86_64" else 276
@@ -122,29 +121,6 @@ def is_pty_master(descriptor: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def inotify() -> int:
-    """An inotify descriptor, not blocking."""
-    descriptor = int(_libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK))
-    if descriptor < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), "inotify_init1")
-    return descriptor
-
-
-def watch_directory(descriptor: int, path: str) -> int:
-    """The number of a directory's watch, which tells of each file in there that is complete."""
-    watch = int(_libc.inotify_add_watch(descriptor, os.fsencode(path), IN_COMPLETE))
-    if watch < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), path)
-    return watch
-
-
-def unwatch_directory(descriptor: int, watch: int) -> None:
-    """Ends a watch; one that the kernel has ended with its directory is no error."""
-    _libc.inotify_rm_watch(descriptor, watch)
 
 
 def pivot_root(new: str, old: str) -> None:

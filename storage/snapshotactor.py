@@ -1,7 +1,7 @@
 """The actor of one snapshot: what is done to it is done in order.
 
-It lives while there is work and is passivated when it has been idle; all that it knows is in
-the graph.
+It lives while there is work, and is passivated when the snapshot has left its place or nobody has
+asked for a while; all that it knows is in the graph.
 """
 
 from collections.abc import Mapping, Sequence

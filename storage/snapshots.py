@@ -175,13 +175,17 @@ class Snapshots:
         check_labels("info.Labels", labels or {})
         if not name:
             raise InvalidArgument("snapshot name must not be empty: invalid argument")
-        await self._ask(Place(namespace, key), Commit(name=name, labels=labels or {}, lease=lease))
+        place = Place(namespace, key)
+        await self._ask(place, Commit(name=name, labels=labels or {}, lease=lease))
+        self._passivate(place)
 
     async def remove(self, namespace: str, key: str) -> None:
         """Forget a snapshot that has no children; its disk space follows soon after."""
         check_namespace(namespace)
-        self.graph.require(Place(namespace, key))
-        await self._ask(Place(namespace, key), Remove())
+        place = Place(namespace, key)
+        self.graph.require(place)
+        await self._ask(place, Remove())
+        self._passivate(place)
 
     async def cleanup(self) -> None:
         """Return once what removed snapshots left on the disk is gone."""
@@ -221,12 +225,15 @@ class Snapshots:
         """End the actors that nobody has called for a while."""
         limit_s = trio.current_time() - self.idle_s
         for place in [place for place, at_s in self._used_at_s.items() if at_s <= limit_s]:
-            # Nobody else sends to it: without a call under way its mailbox is empty.
-            if place not in self._calls and place not in self._starting:
-                del self._used_at_s[place]
-                actor = self._actors.pop(place, None)
-                if actor is not None:
-                    actor.shutdown()
+            self._passivate(place)
+
+    def _passivate(self, place: Place) -> None:
+        # Nobody else sends to it: without a call under way its mailbox is empty.
+        if place not in self._calls and place not in self._starting:
+            self._used_at_s.pop(place, None)
+            actor = self._actors.pop(place, None)
+            if actor is not None:
+                actor.shutdown()
 
     # -- the keeper's part
 

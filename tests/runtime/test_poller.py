@@ -5,7 +5,6 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -95,66 +94,3 @@ def test_a_watch_ends_when_it_is_told_to(made) -> None:
     assert time.monotonic() - begin < 5
     os.close(read)
     os.close(write)
-
-
-def turn(poller: Poller) -> None:
-    """Let the poller hear what there is."""
-    poller.later(0.05, poller.stop)
-    poller._stopped = False
-    poller.run()
-
-
-def test_a_file_is_told_of_when_it_is_complete(made, tmp_path: Path) -> None:
-    poller = made()
-    seen: list[str] = []
-    with poller.arrivals.watched(str(tmp_path), lambda: seen.append("look")):
-        descriptor = os.open(tmp_path / "pid", os.O_WRONLY | os.O_CREAT)
-        turn(poller)
-        assert seen == []
-        os.close(descriptor)
-        turn(poller)
-        assert seen == ["look"]
-        (tmp_path / "tmp").write_text("1")
-        os.rename(tmp_path / "tmp", tmp_path / "renamed")
-        turn(poller)
-        assert len(seen) >= 2
-
-
-def test_two_may_wait_in_one_directory_and_others_in_another(made, tmp_path: Path) -> None:
-    poller = made()
-    seen: list[str] = []
-    (tmp_path / "other").mkdir()
-    watched = poller.arrivals.watched
-    with watched(str(tmp_path), lambda: seen.append("first")):
-        with watched(str(tmp_path), lambda: seen.append("second")):
-            with watched(str(tmp_path / "other"), lambda: seen.append("other")):
-                (tmp_path / "a").write_text("1")
-                turn(poller)
-                assert sorted(set(seen)) == ["first", "second"]
-        seen.clear()
-        (tmp_path / "b").write_text("1")
-        turn(poller)
-        assert set(seen) == {"first"}
-    seen.clear()
-    (tmp_path / "c").write_text("1")
-    turn(poller)
-    assert seen == []
-
-
-def test_a_directory_may_go_while_it_is_watched(made, tmp_path: Path) -> None:
-    poller = made()
-    (tmp_path / "gone").mkdir()
-    with poller.arrivals.watched(str(tmp_path / "gone"), lambda: None):
-        (tmp_path / "gone").rmdir()
-        turn(poller)
-    with (
-        pytest.raises(FileNotFoundError),
-        poller.arrivals.watched(str(tmp_path / "gone"), lambda: None),
-    ):
-        raise AssertionError("watched what is not there")
-    # What was watched before and after has nothing of it.
-    seen: list[str] = []
-    with poller.arrivals.watched(str(tmp_path), lambda: seen.append("look")):
-        (tmp_path / "a").write_text("1")
-        turn(poller)
-    assert seen
