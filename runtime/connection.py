@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import trio
 
+from ..actors.eager import EagerStream
 from ..actors.errors import DeadlineExceeded, Refusal, Unavailable
 from . import frames
 
@@ -46,6 +47,8 @@ class Connection:
     @classmethod
     async def over(cls, stream: trio.abc.Stream, peer: str, timeout_s: float) -> Self:
         """Reads the peer's hello; Unavailable when it does not come or speaks another version."""
+        if isinstance(stream, trio.SocketStream):
+            stream = EagerStream(stream)
         self = cls(stream, peer, {})
         try:
             with trio.fail_after(timeout_s):
@@ -93,13 +96,13 @@ class Connection:
         number = self._last_id
         answer = self._waiting[number] = _Answer()
         try:
-            with trio.fail_after(timeout_s):
+            with trio.move_on_after(timeout_s) as scope:
                 await self._send(frames.encode({"id": number, "do": do, **fields}))
                 await answer.event.wait()
-        except trio.TooSlowError as error:
-            raise DeadlineExceeded(f"{self.peer}: {do}: no answer in {timeout_s} s") from error
         finally:
             self._waiting.pop(number, None)
+        if scope.cancelled_caught:
+            raise DeadlineExceeded(f"{self.peer}: {do}: no answer in {timeout_s} s")
         if answer.error is not None:
             raise answer.error
         return answer.ok
@@ -112,12 +115,17 @@ class Connection:
     async def _send(self, frame: bytes) -> None:
         # A frame sent in part would garble all that follow: a cancelled send ends the connection.
         try:
-            async with self._send_lock:
-                try:
-                    await self._stream.send_all(frame)
-                except BaseException:
-                    self._lose()
-                    raise
+            if self._send_lock.locked():
+                await self._send_lock.acquire()
+            else:
+                self._send_lock.acquire_nowait()  # without a turn of the loop
+            try:
+                await self._stream.send_all(frame)
+            except BaseException:
+                self._lose()
+                raise
+            finally:
+                self._send_lock.release()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise Unavailable(f"{self.peer}: connection lost") from error
 

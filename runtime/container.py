@@ -16,7 +16,6 @@ import select
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -32,7 +31,7 @@ from ..actors.errors import (
     Unknown,
 )
 from ..storage import mounts
-from . import cgroup, oci, procfs, syscalls
+from . import cgroup, frames, oci, procfs, syscalls
 from .isolation import isolate
 from .memorywatch import MemoryWatch
 from .pins import Pins, slot
@@ -544,7 +543,7 @@ class Container:
                 "paused": self.paused,
                 "removing": self.removing,
                 "runtime_spawns": self.runner.spawns,
-                "runtime": asdict(self.runtime) if self.runtime is not None else None,
+                "runtime": frames.told(self.runtime) if self.runtime is not None else None,
                 "processes": [process.saved() for process in self.processes.values()],
             },
         )

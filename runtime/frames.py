@@ -80,3 +80,8 @@ def refusal(error: Mapping[str, Any]) -> errors.Refusal:
 def refused(refusal: errors.Refusal) -> dict[str, str]:
     """The error answer for a refusal."""
     return {"code": type(refusal).__name__, "text": str(refusal)}
+
+
+def told(record: Any) -> dict[str, Any]:
+    """The fields of a flat dataclass with slots; asdict copies deeply, at many times the cost."""
+    return {name: getattr(record, name) for name in record.__slots__}

@@ -7,6 +7,7 @@ Children are reaped here and nowhere else, through SIGCHLD: those that someone w
 that `on_orphan` is told of. Standard library alone: the fork server preloads this file.
 """
 
+import fcntl
 import heapq
 import itertools
 import os
@@ -15,10 +16,12 @@ import signal
 import time
 import types
 from collections.abc import Callable, Coroutine, Generator
+from contextlib import contextmanager
 from typing import Any, Final
 
 LOOK_FIRST_S: Final = 0.001
 LOOK_MAX_S: Final = 0.05
+CHANGES: Final = fcntl.DN_MODIFY | fcntl.DN_RENAME | fcntl.DN_MULTISHOT
 
 Callback = Callable[[int], None]
 
@@ -72,8 +75,10 @@ class Poller:
         self._children: dict[int, Event] = {}
         self._statuses: dict[int, int] = {}
         self._stopped = False
+        self._looks: list[Callable[[], None]] = []
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.signal(signal.SIGCHLD, _heard)
+        for number in (signal.SIGCHLD, signal.SIGIO):
+            signal.signal(number, _heard)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         self.watch(self._wake_read, select.EPOLLIN, self._woken)
         # A child may have died before the handler was there.
@@ -132,6 +137,27 @@ class Poller:
             pause_s = min(pause_s * 2, LOOK_MAX_S)
         return True
 
+    @contextmanager
+    def told_of(self, directory: str, look: Callable[[], None]) -> Generator[None]:
+        """Meanwhile, `look` is called when a file in a directory was written or renamed, and now
+        and then for nothing. Where the kernel does not tell (fcntl(2), F_NOTIFY) it never is.
+
+        Not by inotify: a user has 128 instances of it, and to close one waits for the kernel.
+        """
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            try:
+                fcntl.fcntl(descriptor, fcntl.F_NOTIFY, CHANGES)
+            except OSError:
+                pass  # there is none, or the host forbids it
+            self._looks.append(look)
+            try:
+                yield
+            finally:
+                self._looks.remove(look)
+        finally:
+            os.close(descriptor)
+
     async def child(self, pid: int) -> int:
         """Waits for a child and gives its wait status. Call it right after the child was made."""
         event = self._children[pid] = Event(self)
@@ -174,6 +200,8 @@ class Poller:
         except BlockingIOError:
             pass
         self._reap()
+        for look in list(self._looks):
+            look()
 
     def _reap(self) -> None:
         while True:
@@ -199,4 +227,4 @@ class Poller:
 
 
 def _heard(number: int, frame: types.FrameType | None) -> None:
-    """SIGCHLD's handler does nothing: the wakeup descriptor does the work."""
+    """The signals' handler does nothing: the wakeup descriptor does the work."""

@@ -10,7 +10,7 @@ Standard library and cbor2 alone: the fork server preloads this file.
 """
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +18,7 @@ from typing import Any, Final
 import cbor2
 
 from ..actors import failpoints
+from . import frames
 from .logger import Logger
 from .procfs import Identity
 from .pty import Terminal
@@ -56,7 +57,7 @@ def write_exit(bundle: str, exec_id: str, record: ExitRecord) -> None:
     """Makes the record durable: it outlives us and a loss of power once this returns."""
     directory = f"{bundle}/exits"
     os.makedirs(directory, exist_ok=True)
-    write_durable(f"{directory}/{_file_name(exec_id)}", cbor2.dumps(asdict(record)))
+    write_durable(f"{directory}/{_file_name(exec_id)}", cbor2.dumps(frames.told(record)))
 
 
 def read_exit(bundle: str, exec_id: str) -> ExitRecord | None:
@@ -179,7 +180,7 @@ class Process:
             "exec_id": self.exec_id,
             "status": "created" if self.status is Status.STARTING else str(self.status),
             "pid": self.pid,
-            "stdio": asdict(self.stdio),
+            "stdio": frames.told(self.stdio),
             "exit_status": self.exit.status if self.exit is not None else 0,
             "exited_at_ns": self.exit.exited_at_ns if self.exit is not None else 0,
             "lost": self.exit is not None and self.exit.lost,
@@ -190,8 +191,8 @@ class Process:
         holder = self.terminal or self.streams
         return {
             "exec_id": self.exec_id,
-            "stdio": asdict(self.stdio),
+            "stdio": frames.told(self.stdio),
             "status": str(self.status),
-            "identity": asdict(self.identity) if self.identity is not None else None,
+            "identity": frames.told(self.identity) if self.identity is not None else None,
             "input_closed": holder.input_closed if holder is not None else False,
         }

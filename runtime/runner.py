@@ -37,9 +37,9 @@ SHELL: Final = "/bin/sh"
 GATE: Final = 'read -r released <&{0} || exit {1}; exec {0}<&-; exec "$@"'
 # A shell reads from descriptors of one digit alone; three are the runtime's stdio.
 GATES: Final = range(3, 10)
-LOOK_FIRST_S: Final = 0.001
-LOOK_MAX_S: Final = 0.05
-LOOK_SHARE: Final = 1 / 16
+# For kernels that do not tell of a changed file.
+LOOK_FIRST_S: Final = 0.02
+LOOK_MAX_S: Final = 0.16
 STATUS_NOT_EXECUTED: Final = 127
 SIGNALLED: Final = 128
 KILLED_WITHIN_S: Final = 5.0
@@ -104,19 +104,21 @@ class Runner:
         the execution, with the same status: who comes after us learns it from the one pin.
         """
         made = Event(self._poller)
-        execution = self._begin(command, made)
-        since_s = time.monotonic()
 
         def look() -> None:
-            # Not by inotify: a user has 128 instances, and to close one waits for the kernel.
             if read_pid(pid_file):
                 made.set()
-            elif not made.is_set:
-                pause_s = (time.monotonic() - since_s) * LOOK_SHARE
-                self._poller.later(min(max(pause_s, LOOK_FIRST_S), LOOK_MAX_S), look)
 
-        self._poller.later(LOOK_FIRST_S, look)
-        await made
+        def look_again(pause_s: float) -> None:
+            look()
+            if not made.is_set:
+                again_s = min(2 * pause_s, LOOK_MAX_S)
+                self._poller.later(pause_s, lambda: look_again(again_s))
+
+        with self._poller.told_of(self._bundle, look):
+            execution = self._begin(command, made)
+            self._poller.later(LOOK_FIRST_S, lambda: look_again(LOOK_FIRST_S))
+            await made
         failpoints.passed(f"shim.{command.verb}.done")
         if not read_pid(pid_file):
             await execution.ended

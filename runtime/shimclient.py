@@ -19,7 +19,7 @@ import subprocess
 import sys
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -27,6 +27,7 @@ import trio
 
 from ..actors import failpoints
 from ..actors.errors import NotFound, Unavailable
+from . import frames
 from .connection import Connection
 from .guarantee import Guarantee, Level
 from .metrics import Counted
@@ -271,9 +272,9 @@ class ShimClient(Connection):
                 {"type": m.type, "source": m.source, "target": m.target, "options": list(m.options)}
                 for m in rootfs
             ],
-            options=asdict(_options(options)),
+            options=frames.told(_options(options)),
             within_s=timeout_s,
-            **asdict(stdio),
+            **frames.told(stdio),
         )
         return int(answer["pid"])
 
@@ -301,7 +302,9 @@ class ShimClient(Connection):
         self, exec_id: str, spec: bytes, stdio: Stdio, *, timeout_s: float = CALL_TIMEOUT_S
     ) -> None:
         """Adds a further process from an OCI process spec in JSON; `start` runs it."""
-        await self.call("exec", timeout_s=timeout_s, exec_id=exec_id, spec=spec, **asdict(stdio))
+        await self.call(
+            "exec", timeout_s=timeout_s, exec_id=exec_id, spec=spec, **frames.told(stdio)
+        )
 
     async def kill(
         self,

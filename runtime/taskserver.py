@@ -13,7 +13,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 from ..actors.errors import FailedPrecondition, InvalidArgument, Refusal, Unimplemented
@@ -245,7 +245,7 @@ class TaskServer:
                 return {}
             case "delete":
                 record = await container.delete(exec_id, within_s)
-                return asdict(record)
+                return frames.told(record)
             case "state":
                 return container.state() | {"operations": self._told_operations()}
             case "shutdown":

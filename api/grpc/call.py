@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 import trio
 from google.protobuf.message import DecodeError, Message
 
+from ...actors.eager import EagerStream
 from ...actors.errors import FailedPrecondition, InvalidArgument
 from ..status import internal
 from .stream import Stream
@@ -45,6 +46,8 @@ class Peer:
 
 def peer_of(transport: trio.abc.Stream) -> Peer | None:
     """Who is at the other end; None when it is no unix socket."""
+    if isinstance(transport, EagerStream):
+        transport = transport.inner
     if not isinstance(transport, trio.SocketStream):
         return None
     if transport.socket.family != trio.socket.AF_UNIX:
@@ -146,7 +149,17 @@ class Call(Context, Generic[Request, Answer]):
 
     async def send(self, message: Answer) -> None:
         """Send one message. Waits while the client is far behind; raises when it has gone."""
-        await self._stream.send(message.SerializeToString())
+        await self.send_packed(message.SerializeToString())
+
+    async def send_packed(self, data: bytes) -> None:
+        """The same, for a message that is bytes already."""
+        await self._stream.send(data)
+
+    def packed(self, message: Answer) -> bytes:
+        """The bytes of a message that may be sent; ResourceExhausted where it is too large."""
+        data = message.SerializeToString()
+        self._stream.check_size(data)
+        return data
 
     def __aiter__(self) -> AsyncIterator[Request]:
         return _Messages(self)

@@ -1,10 +1,11 @@
 """One HTTP/2 connection, for the server and for the client.
 
     reader   bytes -> http2 -> streams; waits for nobody but a peer that does not read
-    writer   streams' output -> http2 -> bytes; the only task that sends
+    writer   streams' output -> http2 -> bytes; the only task that waits for the peer to read
 
-**Invariants.** (1) Only the writer calls `send_all`; whoever wants something said puts it in
-`http2.out` and wakes the writer. (2) Whatever a peer sends, only its own connection ends.
+**Invariants.** (1) Whoever wants something said puts it in `http2.out` and wakes the writer; while
+the writer sleeps, and has nothing half said, `send_now` may speak in its place. (2) Whatever a peer
+sends, only its own connection ends.
 """
 
 from collections import deque
@@ -12,6 +13,7 @@ from math import inf
 
 import trio
 
+from ...actors.eager import EagerStream
 from ...actors.errors import Refusal, Unavailable
 from ...actors.logger import get_logger
 from ..status import CallFailed
@@ -43,12 +45,13 @@ class Connection:
         self._ready: deque[Stream] = deque()
         self._blocked: dict[int, Stream] = {}
         self._wake = trio.Event()
+        self._sleeps = False  # the writer, with all said that was to be said
         self._unsent_low: trio.Event | None = None
         self._leaving = False  # close when the last stream has ended
         self._over = trio.Event()  # reader or writer has reached the end
         self._failed = False  # close when the last words are said
         self._held_bytes = 0
-        self._silence = trio.CancelScope()  # around the reader: handshake and idle limits
+        self._quiet_since_s = trio.current_time()  # no bytes, no streams: for the limits of silence
 
     # -- for streams
 
@@ -57,6 +60,22 @@ class Connection:
         if not stream.scheduled:
             stream.scheduled = True
             self._ready.append(stream)
+            self._wake.set()
+
+    def send_now(self, stream: Stream) -> None:
+        """As `schedule`, and say it before anybody else has a turn, where the peer has room."""
+        if not (self._sleeps and isinstance(self.transport, EagerStream)):
+            self.schedule(stream)
+            return
+        if not stream.scheduled:
+            stream.scheduled = True
+            self._ready.append(stream)
+        self._fill()
+        try:
+            del self.http2.out[: self.transport.send_now(self.http2.out)]
+        except GONE:
+            pass  # the writer finds out
+        if self.http2.out or self._ready:
             self._wake.set()
 
     def credit(self, stream_id: int, size: int) -> None:
@@ -200,14 +219,19 @@ class Connection:
             if self._unsent_low is not None:
                 self._unsent_low.set()
             if data:
-                sending.deadline = trio.current_time() + self.limits.write_within_s
-                await self.transport.send_all(data)
-                sending.deadline = inf
+                if isinstance(self.transport, EagerStream):
+                    del data[: self.transport.send_now(data)]
+                if data:
+                    sending.deadline = trio.current_time() + self.limits.write_within_s
+                    await self.transport.send_all(data)
+                    sending.deadline = inf
             elif self._failed or (self._leaving and not self.streams):
                 return
             else:
                 self._wake = trio.Event()
+                self._sleeps = True
                 await self._wake.wait()
+                self._sleeps = False
 
     def _fill(self) -> None:
         """Take one frame from each stream in turn, so that none starves another."""
@@ -233,11 +257,18 @@ class Connection:
     async def _read(self) -> None:
         try:
             while not self._failed:
-                with trio.move_on_after(self.silence_allowed_s()) as self._silence:
+                # Looked at when the time is over, and not moved with every byte.
+                due_s = self._quiet_since_s + self.silence_allowed_s()
+                if due_s <= trio.current_time():
+                    self.on_silence()
+                    self._quiet_since_s = trio.current_time()
+                    continue
+                if due_s == inf:
+                    due_s = trio.current_time() + self.limits.idle_within_s
+                with trio.CancelScope(deadline=due_s) as silence:
                     await self._read_all()
-                if not self._silence.cancelled_caught:
+                if not silence.cancelled_caught:
                     break
-                self.on_silence()
             if self._failed:
                 # A moment for the writer to say the last words.
                 with trio.move_on_after(_CLOSE_WITHIN_S):
@@ -260,7 +291,7 @@ class Connection:
                 self.fail()
             if self._failed:
                 return
-            self._silence.deadline = trio.current_time() + self.silence_allowed_s()
+            self._quiet_since_s = trio.current_time()
             if http2.out:  # acknowledgements and window updates
                 self._wake.set()
             if len(http2.out) > UNSENT_BYTES_HIGH:

@@ -22,6 +22,7 @@ from math import inf
 import structlog
 import trio
 
+from ...actors.eager import EagerStream
 from ...actors.errors import Cancelled, DeadlineExceeded, Refusal, Unimplemented
 from ..status import FAULT, OK, CallFailed, Status, status_of
 from .call import AnyCall, Peer, peer_of, typed
@@ -141,8 +142,9 @@ class ServerConnection(Connection):
         """The call is over on the wire."""
         self.streams.pop(stream_id, None)
         if not self.streams:
-            self._silence.deadline = trio.current_time() + self.silence_allowed_s()
-            self._wake.set()
+            self._quiet_since_s = trio.current_time()
+            if self._leaving:
+                self._wake.set()
 
     # -- draining
 
@@ -201,10 +203,10 @@ class ServerConnection(Connection):
         self, method: Method, call: AnyCall, stream: Stream, scope: trio.CancelScope
     ) -> None:
         begun_at = trio.current_time()
-        status = OK
+        status, answer = OK, None
         try:
             with scope:
-                await self._answer(method, call)
+                answer = await self._answer(method, call)
             if scope.cancelled_caught:
                 status = self._why_cancelled(call, stream)
         except (Refusal, CallFailed) as error:
@@ -214,7 +216,10 @@ class ServerConnection(Connection):
             if status is FAULT:
                 log.exception("grpc.fault", method=call.method, peer=repr(self.peer))
         stream.close_input()
-        stream.finish(_DONE if status is OK else encode(status_trailers(status)))
+        if status is OK and answer is not None:
+            stream.answer(answer, _DONE)
+        else:
+            stream.finish(_DONE if status is OK else encode(status_trailers(status)))
         log.debug(
             "grpc.call",
             method=call.method,
@@ -224,17 +229,19 @@ class ServerConnection(Connection):
             namespace=call.text("containerd-namespace"),
         )
 
-    async def _answer(self, method: Method, call: AnyCall) -> None:
+    async def _answer(self, method: Method, call: AnyCall) -> bytes | None:
+        """Have the call handled; a unary one's answer is still to be sent."""
         match method.kind:
             case Kind.UNARY:
                 answer = await method.handler(await call.receive_one(), call)
-                await call.send(typed(answer, method.answer))
+                return call.packed(typed(answer, method.answer))
             case Kind.SERVER_STREAM:
                 await method.handler(await call.receive_one(), call)
             case Kind.CLIENT_STREAM:
                 await call.send(typed(await method.handler(call), method.answer))
             case Kind.BIDI:
                 await method.handler(call)
+        return None
 
     def _why_cancelled(self, call: AnyCall, stream: Stream) -> Status:
         if stream.failure is not None:
@@ -301,6 +308,8 @@ class GrpcServer:
             await trio.aclose_forcefully(transport)
             return
         connection: ServerConnection | None = None
+        if isinstance(transport, trio.SocketStream):
+            transport = EagerStream(transport)
         try:
             async with trio.open_nursery() as nursery:
                 connection = ServerConnection(transport, self.limits, self.methods, nursery)

@@ -5,7 +5,7 @@
 The reader never waits for the task, the task never touches the socket: a task that is cancelled
 anywhere cannot cut a frame in two, and a task that is slow holds up no other stream.
 
-Invariants: (1) only the connection's writer calls `emit`. (2) `unacked_bytes` have been received
+Invariants: (1) only the connection calls `emit`. (2) `unacked_bytes` have been received
 and not been given back as window; they go back when the task has read, so a slow task stops
 its own sender after STREAM_WINDOW_BYTES and nobody else. (3) A message that is not whole is
 always given back, or one larger than the window would never arrive.
@@ -32,6 +32,10 @@ class Wire(Protocol):
 
     def schedule(self, stream: "Stream") -> None:
         """Put the stream in the writer's queue."""
+        ...
+
+    def send_now(self, stream: "Stream") -> None:
+        """The same, and let it speak at once where the writer sleeps."""
         ...
 
     def credit(self, stream_id: int, size: int) -> None:
@@ -166,17 +170,13 @@ class Stream:
         return message
 
     async def send(self, message: bytes) -> None:
-        """Queue one message; waits while the stream has more than SEND_BYTES_HIGH unsent."""
-        if len(message) > self._message_bytes_max:
-            raise ResourceExhausted(
-                "grpc: trying to send message larger than max"
-                f" ({len(message)} vs. {self._message_bytes_max})"
-            )
+        """Send one message, or queue it; waits while more than SEND_BYTES_HIGH are unsent."""
+        self.check_size(message)
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check_open()
         self.out += PREFIX.pack(0, len(message))
         self.out += message
-        self.wire.schedule(self)
+        self.wire.send_now(self)
         while len(self.out) > SEND_BYTES_HIGH:
             self._writable = trio.Event()
             try:
@@ -184,6 +184,14 @@ class Stream:
             finally:
                 self._writable = None
             self._check_open()
+
+    def check_size(self, message: bytes) -> None:
+        """Raises ResourceExhausted for what the peer would refuse."""
+        if len(message) > self._message_bytes_max:
+            raise ResourceExhausted(
+                "grpc: trying to send message larger than max"
+                f" ({len(message)} vs. {self._message_bytes_max})"
+            )
 
     def _check_open(self) -> None:
         if self.failure is not None:
@@ -196,6 +204,14 @@ class Stream:
         if not self.reset and not self.wire.closed:
             self.end = end
             self.wire.schedule(self)
+
+    def answer(self, message: bytes, end: bytes) -> None:
+        """Queue the only message and the trailers, and have them sent at once if they can be."""
+        if not self.reset and not self.wire.closed:
+            self.out += PREFIX.pack(0, len(message))
+            self.out += message
+            self.end = end
+            self.wire.send_now(self)
 
     # -- the writer's side
 

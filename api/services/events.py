@@ -21,10 +21,13 @@ from ..proto.types_pb2 import Envelope
 from .words import said_first
 
 SINCE = "holdfast-since"
+KEPT_MAX = 64
+KEPT_BYTES_MAX = 4096
 
 
 def service(events: EventLog, missed: Missed, tasks: Tasks) -> Service:
     """The service over this log."""
+    envelopes = Envelopes()
 
     async def publish(request: pb.PublishRequest, context: Context) -> Empty:
         event = request.event
@@ -48,7 +51,7 @@ def service(events: EventLog, missed: Missed, tasks: Tasks) -> Service:
         first = missed.ends(peer.pid) if peer is not None else ()
         with events.subscribe(list(request.filters), since=since, first=first) as subscription:
             async for event in subscription:
-                await call.send(to_envelope(event))
+                await call.send_packed(envelopes.pack(event))
 
     return implement(
         pb.DESCRIPTOR.services_by_name["Events"],
@@ -66,6 +69,25 @@ async def forward_envelope(events: EventLog, envelope: Envelope) -> None:
         timestamp_ns=nanoseconds(envelope.timestamp) or None,
         is_forwarded=True,
     )
+
+
+class Envelopes:
+    """What was told last, as bytes: all subscribers are told the same."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[Event, bytes]] = {}
+
+    def pack(self, event: Event) -> bytes:
+        """The bytes of the event's envelope."""
+        kept = self._kept.get(id(event))
+        if kept is not None:  # it is this very event: what is kept cannot be gone
+            return kept[1]
+        data = to_envelope(event).SerializeToString()
+        if len(data) <= KEPT_BYTES_MAX:
+            if len(self._kept) >= KEPT_MAX:
+                self._kept.clear()
+            self._kept[id(event)] = (event, data)
+        return data
 
 
 def to_envelope(event: Event) -> Envelope:

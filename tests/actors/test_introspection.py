@@ -63,3 +63,26 @@ async def test_hazard_the_watchdog_names_the_one_who_holds_the_loop() -> None:
     reports = [report for report in watchdog.reports if "holder" in report.who]
     assert len(reports) == 1
     assert "time.sleep" in reports[0].stack
+
+
+async def test_many_short_steps_of_one_task_hold_nothing() -> None:
+    with Watchdog(0.05).watching() as watchdog:
+        until_s = trio.current_time() + 0.4
+        while trio.current_time() < until_s:
+            time.sleep(0.005)
+            await trio.lowlevel.checkpoint()
+        await trio.sleep(0.2)  # nor does a loop that has nothing to do
+    assert list(watchdog.reports) == []
+
+
+async def test_the_watchdog_names_a_task_that_is_no_actors_and_tells_each_hold_once() -> None:
+    async def hog() -> None:
+        time.sleep(0.2)
+        await trio.sleep(0.1)
+        time.sleep(0.2)
+
+    with Watchdog(0.05).watching() as watchdog:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hog)
+    assert ["hog" in report.who for report in watchdog.reports] == [True, True]
+    assert all(0.05 < report.held_s < 0.2 for report in watchdog.reports)

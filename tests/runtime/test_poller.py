@@ -5,6 +5,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -94,3 +95,36 @@ def test_a_watch_ends_when_it_is_told_to(made) -> None:
     assert time.monotonic() - begin < 5
     os.close(read)
     os.close(write)
+
+
+def test_a_changed_file_is_told_of_while_one_asks(made, tmp_path: Path) -> None:
+    poller = made()
+    seen: list[str] = []
+
+    def turn() -> list[str]:
+        seen.clear()
+        poller.later(0.05, poller.stop)
+        poller._stopped = False
+        poller.run()
+        return sorted(set(seen))
+
+    with poller.told_of(str(tmp_path), lambda: seen.append("first")):
+        assert turn() == []
+        (tmp_path / "pid").write_text("1")
+        assert turn() == ["first"]
+        with poller.told_of(str(tmp_path), lambda: seen.append("second")):
+            os.rename(tmp_path / "pid", tmp_path / "other")
+            assert turn() == ["first", "second"]
+        (tmp_path / "pid").write_text("2")
+        assert turn() == ["first"]
+    (tmp_path / "pid").write_text("3")
+    assert turn() == []
+
+
+def test_who_asks_for_a_directory_that_is_gone_is_told_so(made, tmp_path: Path) -> None:
+    poller = made()
+    with pytest.raises(FileNotFoundError), poller.told_of(str(tmp_path / "gone"), print):
+        raise AssertionError("told of what is not there")
+    (tmp_path / "going").mkdir()
+    with poller.told_of(str(tmp_path / "going"), print):
+        (tmp_path / "going").rmdir()
