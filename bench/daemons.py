@@ -125,7 +125,7 @@ def running(
 
 
 @contextlib.contextmanager
-def measured(kind: str, base: Path) -> Iterator[Daemon]:
+def measured(kind: str, base: Path, settings: str = "") -> Iterator[Daemon]:
     """A daemon as it is where it matters: its log quiet, its state in memory, as /run is.
 
     On ext4 each new file looks past all that were deleted a moment ago: where containers come and
@@ -134,7 +134,7 @@ def measured(kind: str, base: Path) -> Iterator[Daemon]:
     state = base / "state"
     state.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=711", "tmpfs", state], check=True)
-    with running(kind, base, for_crun=True, log_level="warn") as daemon:
+    with running(kind, base, for_crun=True, log_level="warn", settings=settings) as daemon:
         yield daemon
 
 

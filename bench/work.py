@@ -138,14 +138,14 @@ def bare_runs(count: int, parallel: int) -> float:
 
 
 @contextlib.contextmanager
-def idle(target: Target, count: int) -> Generator[list[str]]:
+def idle(target: Target, count: int, parallel: int = 4) -> Generator[list[str]]:
     """So many containers that sleep."""
     names = [fresh("idle") for _ in range(count)]
-    with clients(target, 4) as each:
-        spread(4, count, lambda w, n: each[w].start_idle(names[n]))
-        yield names
-    with clients(target, 4) as each:
-        spread(4, count, lambda w, n: each[w].remove_idle(names[n]))
+    with clients(target, parallel) as each:
+        spread(parallel, count, lambda w, n: each[w].start_idle(names[n]))
+    yield names
+    with clients(target, parallel) as each:
+        spread(parallel, count, lambda w, n: each[w].remove_idle(names[n]))
 
 
 def execs(target: Target, container: str, count: int, parallel: int) -> dict[str, float]:

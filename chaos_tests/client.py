@@ -146,6 +146,13 @@ class Client:
 
     async def events(self) -> list[Event]:
         """The whole event log of our namespace up to now, from its first row on."""
+        while True:
+            try:
+                return await self._read_events()
+            except REPEATED:
+                await trio.sleep(PAUSE_S)
+
+    async def _read_events(self) -> list[Event]:
         info = await self.insist("Admin.Info", admin_pb2.InfoRequest(), admin_pb2.InfoResponse)
         found: list[Event] = []
         if not info.sequence:

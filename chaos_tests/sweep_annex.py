@@ -98,6 +98,7 @@ def operations(other: Path, other_name: str) -> Sequence[Operation]:
             name="transfer pull",
             work=[lambda s: transfers.pull(s, sources.registry(other), other_name)],
             after=[lambda s: asks.remove_image(s, other_name)],
+            resumes=True,
         ),
         Operation(
             name="proxied snapshot prepare",

@@ -32,4 +32,6 @@ class Operation:
     after: Sequence[Deed] = ()
     programs: Sequence[str] = ("daemon",)
     """Whose points are swept."""
+    resumes: bool = False
+    """Whether what a killed one has brought is kept for the next, and goes with that."""
     left: Callable[[], Sequence[str]] = nothing

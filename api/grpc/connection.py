@@ -25,6 +25,8 @@ from .stream import Stream
 log = get_logger(__name__)
 
 _CLOSE_WITHIN_S = 1.0
+# Who has spoken a moment ago has more to say, which is cheaper said together.
+_BURST_S = 0.0002
 GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
@@ -46,6 +48,7 @@ class Connection:
         self._blocked: dict[int, Stream] = {}
         self._wake = trio.Event()
         self._sleeps = False  # the writer, with all said that was to be said
+        self._spoke_at_s = -inf
         self._unsent_low: trio.Event | None = None
         self._leaving = False  # close when the last stream has ended
         self._over = trio.Event()  # reader or writer has reached the end
@@ -64,7 +67,9 @@ class Connection:
 
     def send_now(self, stream: Stream) -> None:
         """As `schedule`, and say it before anybody else has a turn, where the peer has room."""
-        if not (self._sleeps and isinstance(self.transport, EagerStream)):
+        now_s = trio.current_time()
+        is_burst, self._spoke_at_s = now_s - self._spoke_at_s < _BURST_S, now_s
+        if is_burst or not self._sleeps or not isinstance(self.transport, EagerStream):
             self.schedule(stream)
             return
         if not stream.scheduled:
