@@ -14,11 +14,10 @@ import re
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
-from pathlib import Path
 from typing import Final
 
 from ..actors.errors import NotFound
-from . import procfs
+from . import files, procfs
 
 UNIFIED_KEY: Final = ""
 HYBRID_MOUNT: Final = "/sys/fs/cgroup/unified"
@@ -38,6 +37,8 @@ def hierarchies(mountinfo: str) -> dict[str, tuple[str, str]]:
     """Controller -> (mount point, the cgroup that is shown there), from /proc/PID/mountinfo."""
     found: dict[str, tuple[str, str]] = {}
     for line in mountinfo.splitlines():
+        if " - cgroup" not in line:
+            continue
         mount, _, filesystem = line.partition(" - ")
         kind, _, options = filesystem.split(" ", 2)
         if kind not in ("cgroup", "cgroup2"):
@@ -53,7 +54,7 @@ def hierarchies(mountinfo: str) -> dict[str, tuple[str, str]]:
 
 def layout() -> Layout:
     """The host's layout, as this process sees it."""
-    keys = hierarchies(Path("/proc/self/mountinfo").read_text()).keys()
+    keys = hierarchies(files.text("/proc/self/mountinfo")).keys()
     if UNIFIED_KEY not in keys:
         return Layout.LEGACY
     return Layout.UNIFIED if len(keys) == 1 else Layout.HYBRID
@@ -61,7 +62,7 @@ def layout() -> Layout:
 
 def directories(pid: int) -> dict[str, str]:
     """The cgroups of a process that are not also ours; empty when it is gone."""
-    mounted = hierarchies(Path("/proc/self/mountinfo").read_text())
+    mounted = hierarchies(files.text("/proc/self/mountinfo"))
     ours = procfs.cgroup_paths(os.getpid())
     found: dict[str, str] = {}
     for keys, path in procfs.cgroup_paths(pid).items():
@@ -80,7 +81,7 @@ def join(name: str, pid: int) -> list[str]:
 
     NotFound when no tree has one of that name.
     """
-    mounted = hierarchies(Path("/proc/self/mountinfo").read_text())
+    mounted = hierarchies(files.text("/proc/self/mountinfo"))
     before = {
         key: path for keys, path in procfs.cgroup_paths(pid).items() for key in keys.split(",")
     }
@@ -170,16 +171,22 @@ def remove(directories: Directories) -> list[str]:
     """Removes the cgroups and those below; gives those that still hold a process."""
     busy: list[str] = []
     for directory in sorted(set(directories.values())):
-        for path in subtree(directory):
-            try:
-                os.rmdir(path)
-            except FileNotFoundError:
-                pass
-            except OSError as error:
-                if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
-                    raise
-                busy.append(path)
+        if not _rmdir(directory):  # most have none below them
+            busy += [path for path in subtree(directory) if not _rmdir(path)]
     return busy
+
+
+def _rmdir(directory: str) -> bool:
+    """Removes one cgroup; False while something is in it."""
+    try:
+        os.rmdir(directory)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
+            raise
+        return False
+    return True
 
 
 def out_of_memory_kills(directories: Directories) -> int:
@@ -252,7 +259,7 @@ def _freezer(directories: Directories) -> tuple[str, bool] | None:
 
 def _text(directory: str, name: str) -> str:
     try:
-        return Path(directory, name).read_text()
+        return files.text(f"{directory}/{name}")
     except OSError:  # gone, or not offered by this kernel
         return ""
 

@@ -17,7 +17,6 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 from ..actors import failpoints
@@ -31,7 +30,7 @@ from ..actors.errors import (
     Unknown,
 )
 from ..storage import mounts
-from . import cgroup, frames, oci, procfs, syscalls
+from . import cgroup, files, frames, oci, procfs, syscalls
 from .isolation import isolate
 from .memorywatch import MemoryWatch
 from .pins import Pins, slot
@@ -373,7 +372,7 @@ class Container:
     def read_config(self) -> dict[str, Any]:
         """The bundle's config, its oom score made one that may be set."""
         try:
-            text = Path(self.bundle, "config.json").read_bytes()
+            text = files.read(f"{self.bundle}/config.json")
         except FileNotFoundError as error:
             raise InvalidArgument(f"bundle {self.bundle}: no config.json") from error
         config = oci.parse(text, "config.json")
@@ -445,7 +444,7 @@ class Container:
 
     def claim(self, process: Process, pid_file: str) -> None:
         """Takes the first process, which the runtime made; it may have ended already."""
-        pid = int(Path(pid_file).read_text())
+        pid = int(files.read(pid_file))
         process.identity = procfs.identity(pid) or procfs.Identity(pid, 0)
         process.status = Status.CREATED
         procfs.write_identity(f"{self.bundle}/init.pid", process.identity)
@@ -558,15 +557,14 @@ class Container:
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
         # Not synced: after a loss of power there is no container that it could be about.
         path = f"{self.bundle}/{name}"
-        with open(f"{path}.tmp", "w") as file:
-            file.write(json.dumps(value))
+        files.write(f"{path}.tmp", json.dumps(value).encode())
         failpoints.reach("shim.save.rename")
         syscalls.replace_unsynced(f"{path}.tmp", path)
         failpoints.passed("shim.save.renamed")
 
     def unlink(self, name: str) -> None:
         """Removes a file of the bundle, if it is there."""
-        Path(self.bundle, name).unlink(missing_ok=True)
+        files.unlink(f"{self.bundle}/{name}")
 
 
 def _lives(pidfd: int | None) -> bool:

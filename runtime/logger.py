@@ -19,6 +19,7 @@ import os
 import select
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
@@ -231,9 +232,9 @@ def fifos_of(bundle: str, slot: str, logs: tuple[Log | None, Log | None]) -> lis
     return [log_fifo(bundle, slot, n) for n, is_wanted in enumerate(wanted, 1) if is_wanted]
 
 
-def end_loggers(bundle: str) -> None:
-    """Ends every logger of a bundle, also of a process that did not come to be."""
-    for name in os.listdir(bundle):
+def end_loggers(bundle: str, names: Sequence[str]) -> None:
+    """Ends every logger of a bundle, by its files, also of a process that did not come to be."""
+    for name in names:
         if name.endswith(NOTE_SUFFIX):
             noted = procfs.read_identity(f"{bundle}/{name}")
             pidfd = None if noted is None else procfs.open_pidfd(noted)

@@ -12,13 +12,12 @@ Standard library and cbor2 alone: the fork server preloads this file.
 import os
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import Any, Final
 
 import cbor2
 
 from ..actors import failpoints
-from . import frames
+from . import files, frames
 from .logger import Logger
 from .procfs import Identity
 from .pty import Terminal
@@ -63,7 +62,7 @@ def write_exit(bundle: str, exec_id: str, record: ExitRecord) -> None:
 def read_exit(bundle: str, exec_id: str) -> ExitRecord | None:
     """The record of a process that has ended; None while there is none."""
     try:
-        data = Path(f"{bundle}/exits/{_file_name(exec_id)}").read_bytes()
+        data = files.read(f"{bundle}/exits/{_file_name(exec_id)}")
     except FileNotFoundError:
         return None
     return ExitRecord(**cbor2.loads(data))
@@ -71,10 +70,7 @@ def read_exit(bundle: str, exec_id: str) -> ExitRecord | None:
 
 def remove_exit(bundle: str, exec_id: str) -> None:
     """Forgets a record: its exec id may come again."""
-    try:
-        os.unlink(f"{bundle}/exits/{_file_name(exec_id)}")
-    except FileNotFoundError:
-        pass
+    files.unlink(f"{bundle}/exits/{_file_name(exec_id)}")
 
 
 def write_durable(path: str, data: bytes) -> None:
@@ -82,8 +78,7 @@ def write_durable(path: str, data: bytes) -> None:
     temporary = f"{path}.tmp"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        with os.fdopen(descriptor, "wb", closefd=False) as file:
-            file.write(data)
+        files.write_all(descriptor, data)
         failpoints.reach("shim.file.fsync")
         os.fsync(descriptor)
     finally:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import dataclass
-from pathlib import Path
 
-from . import syscalls
+from . import files, syscalls
 
 STAT_STATE = 0
 STAT_PARENT = 1
@@ -50,8 +49,7 @@ def parse_stat(text: str) -> Stat:
 def stat(pid: int) -> Stat | None:
     """The state of a process, or None when it is gone."""
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            return parse_stat(file.read())
+        return parse_stat(files.text(f"/proc/{pid}/stat"))
     except (FileNotFoundError, ProcessLookupError):
         return None
 
@@ -80,7 +78,7 @@ def children() -> list[int]:
     found: list[int] = []
     for task in os.listdir("/proc/self/task"):
         try:
-            found += map(int, Path(f"/proc/self/task/{task}/children").read_text().split())
+            found += map(int, files.read(f"/proc/self/task/{task}/children").split())
         except (FileNotFoundError, ProcessLookupError):
             pass  # a thread that has just ended
     return found
@@ -97,8 +95,7 @@ def kill(pidfd: int) -> None:
 def read_identity(path: str) -> Identity | None:
     """A process as `write_identity` wrote it down; None where nothing whole is written."""
     try:
-        with open(path) as file:
-            pid, start_time_ticks = file.read().split()
+        pid, start_time_ticks = files.read(path).split()
         return Identity(int(pid), int(start_time_ticks))
     except (FileNotFoundError, ValueError):
         return None
@@ -111,7 +108,7 @@ def identity_text(process: Identity) -> str:
 
 def write_identity(path: str, process: Identity) -> None:
     """Writes a process down, for as long as this boot lasts: it is not synced."""
-    Path(f"{path}.tmp").write_text(identity_text(process))
+    files.write(f"{path}.tmp", identity_text(process).encode())
     os.rename(f"{path}.tmp", path)
 
 
@@ -132,7 +129,7 @@ def cgroup_paths(pid: int) -> dict[str, str]:
     The unified tree has the key "".
     """
     try:
-        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+        lines = files.text(f"/proc/{pid}/cgroup").splitlines()
     except (FileNotFoundError, ProcessLookupError):
         return {}
     return {key: path for _, key, path in (line.split(":", 2) for line in lines)}
@@ -140,7 +137,7 @@ def cgroup_paths(pid: int) -> dict[str, str]:
 
 def has_capability(number: int) -> bool:
     """Whether this process has a capability in its effective set."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in files.text("/proc/self/status").splitlines():
         if line.startswith("CapEff:"):
             return bool(int(line.split()[1], 16) >> number & 1)
     return False

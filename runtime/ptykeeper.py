@@ -16,7 +16,7 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -116,9 +116,9 @@ class PtyKeeper:
                 os.close(tell)
 
 
-def end_keepers(bundle: str) -> None:
-    """Ends every keeper of a bundle, also of a process that did not come to be."""
-    for name in os.listdir(bundle):
+def end_keepers(bundle: str, names: Sequence[str]) -> None:
+    """Ends every keeper of a bundle, by its files, also of a process that did not come to be."""
+    for name in names:
         if name.endswith(NOTE_SUFFIX):
             PtyKeeper(bundle, name.removesuffix(NOTE_SUFFIX)).end()
 

@@ -60,9 +60,10 @@ async def remove_all(container: "Container", within_s: float) -> None:
 
 def _forget_bundle(container: "Container") -> None:
     mounts.unmount_all(f"{container.bundle}/rootfs")
-    end_keepers(container.bundle)
-    end_loggers(container.bundle)
-    for name in os.listdir(container.bundle):
+    names = os.listdir(container.bundle)
+    end_keepers(container.bundle, names)
+    end_loggers(container.bundle, names)
+    for name in names:
         if name.startswith(("exec-", "init.", "runtime")):
             container.unlink(name)
     shutil.rmtree(f"{container.bundle}/oci", ignore_errors=True)

@@ -20,12 +20,11 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, NoReturn
 
 from ..actors import failpoints
 from ..actors.errors import Unknown
-from . import oci, procfs, syscalls
+from . import files, oci, procfs, syscalls
 from .pins import Pins
 from .poller import Event, Poller
 
@@ -167,7 +166,7 @@ class Runner:
                 os.close(pidfd)
             raise
         finally:
-            _unlink(log)
+            files.unlink(log)
         return pidfd
 
     async def run_plain(
@@ -234,7 +233,7 @@ class Runner:
         self._poller.soon(lambda: self._poller.soon(lambda: self._forget(execution)))
 
     def _forget(self, execution: Execution) -> None:
-        _unlink(execution.log)
+        files.unlink(execution.log)
         if not self._in_flight:
             self._unclaimed.clear()
 
@@ -332,14 +331,10 @@ def _failure(verb: str, log: str, wait_status: int) -> str:
     return f"OCI runtime {verb} failed: {oci.failure(log, wait_status)}: unknown"
 
 
-def _unlink(path: str) -> None:
-    Path(path).unlink(missing_ok=True)
-
-
 def read_pid(path: str) -> int:
     """The pid in a pid file; 0, which is no process, when there is none."""
     try:
-        return int(Path(path).read_text())
+        return int(files.read(path))
     except (FileNotFoundError, ValueError):
         return 0
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.runtime import cgroup, metrics
+from holdfast.runtime import cgroup, files, metrics
 
 LEGACY = """\
 31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
@@ -17,9 +17,9 @@ LEGACY = """\
 UNIFIED = "41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n"
 
 
-def write(directory: Path, files: dict[str, str]) -> None:
+def write(directory: Path, contents: dict[str, str]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
+    for name, text in contents.items():
         (directory / name).write_text(text)
 
 
@@ -40,7 +40,7 @@ def test_hierarchies_are_found_in_mountinfo() -> None:
     ],
 )
 def test_the_layout_is_told(mountinfo: str, layout: cgroup.Layout, monkeypatch) -> None:
-    monkeypatch.setattr(Path, "read_text", lambda path: mountinfo)
+    monkeypatch.setattr(files, "text", lambda path: mountinfo)
     assert cgroup.layout() is layout
 
 
@@ -51,7 +51,7 @@ def test_cgroups_that_we_share_are_never_a_container_s() -> None:
 
 def test_directories_are_below_what_the_mount_shows(monkeypatch) -> None:
     paths = {"memory": "/docker/a/c", "cpu,cpuacct": "/c", "name=systemd": "/", "gone": "/c"}
-    monkeypatch.setattr(Path, "read_text", lambda path: LEGACY)
+    monkeypatch.setattr(files, "text", lambda path: LEGACY)
     monkeypatch.setattr(
         cgroup.procfs, "cgroup_paths", lambda pid: {} if pid == os.getpid() else paths
     )
