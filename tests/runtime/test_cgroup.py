@@ -129,7 +129,7 @@ def test_numbers_of_cgroup_files() -> None:
 
 
 def test_v1_metrics_have_the_names_of_the_message(tmp_path: Path) -> None:
-    for name, files in {
+    for name, contents in {
         "pids": {"pids.current": "3\n", "pids.max": "max\n"},
         "cpuacct": {
             "cpuacct.usage": "500\n",
@@ -149,7 +149,7 @@ def test_v1_metrics_have_the_names_of_the_message(tmp_path: Path) -> None:
         "hugetlb": {"hugetlb.2MB.usage_in_bytes": "1\n", "hugetlb.2MB.rsvd.usage_in_bytes": "1\n"},
         "rdma": {"rdma.current": "mlx hca_handle=2 hca_object=max\n", "rdma.max": ""},
     }.items():
-        write(tmp_path / name, files)
+        write(tmp_path / name, contents)
     version, fields = metrics.read({path.name: str(path) for path in tmp_path.iterdir()})
     assert version == metrics.V1
     assert fields["pids"] == {"current": 3, "limit": 0}
