@@ -12,7 +12,7 @@ BIN := .venv/bin
 PROGRAMS := crun runc containerd docker.io erlang-base busybox-static python3-venv procps mount iproute2 \
 	docker-registry skopeo umoci openssl
 
-.PHONY: setup demo test test-of-registries test-of-records test-of-commands test-long check quick bench bench-against soak profile difftest difference faults chaos crash-sweep damage-sweep guest-test clean
+.PHONY: setup demo test test-of-registries test-of-records test-of-commands test-long check quick bench bench-against growth soak profile difftest difference faults chaos crash-sweep damage-sweep guest-test clean
 
 ROOMS := actors supervision runtime storage api chaos_tests bench examples
 
@@ -86,8 +86,9 @@ test-long: setup
 bench: setup
 	$(BIN)/python -m bench
 
-# The same, and an error when a ratio is worse by a quarter than in a file that an earlier run has
-# written, of the same machine: make bench-against BEFORE=before.json
+# The same, and an error when a ratio is worse by a quarter than in the baseline, or in another file
+# that a run has written: make bench-against BEFORE=before.json
+BEFORE ?= bench/baseline.json
 bench-against: setup
 	$(BIN)/python -m bench --against $(BEFORE)
 
@@ -95,6 +96,11 @@ bench-against: setup
 CYCLES ?= 2000
 soak: setup
 	$(BIN)/python -m bench.soak --cycles $(CYCLES)
+
+# How cost grows with containers that are there and records that are stored. For the picture, put
+# matplotlib into .venv, then: .venv/bin/python -m bench.growth --plot
+growth: setup
+	$(BIN)/python -m bench.growth
 
 # Where the daemon's time goes while containers come and go, with a flame graph.
 profile: setup
