@@ -37,6 +37,8 @@ from .sweep_view import View, collect, look, replay, strays
 WORK_WITHIN_S = 30.0
 SETTLED_WITHIN_S = 8.0
 ROUND_WITHIN_S = 120.0
+# Each round reads all events of the world, which has more of them with each.
+ROUNDS_MAX = 50
 FALLEN_WITHIN_S = 0.5
 LINGERS_S = 0.15
 LOOK_AGAIN_S = 0.002
@@ -152,7 +154,7 @@ class Sweep:
         except Exception as error:  # whatever it is, it belongs to this point
             wrong.append(f"{type(error).__name__}: {error}")
         if wrong:
-            await self._begin_anew()
+            await self.begin_anew()
         return Outcome(point=point, fell=fell, wrong=wrong, took_s=time.monotonic() - began_s)
 
     async def _harm(self, operation: Operation, point: Point) -> bool:
@@ -173,8 +175,10 @@ class Sweep:
                     nursery.cancel_scope.cancel()
         except* FALLS:
             failed = True
-        # Some points come after the answer.
-        fell = await house.has_fallen(FALLEN_WITHIN_S if failed else LINGERS_S)
+        # Some points come after the answer, many of them one after the other.
+        fell, before = await house.has_fallen(FALLEN_WITHIN_S if failed else LINGERS_S), -1
+        while not fell and before < (reached := _count(notes)) < point.k:
+            fell, before = await house.has_fallen(LINGERS_S), reached
         house.arm("")
         if fell:
             await house.start()
@@ -225,8 +229,8 @@ class Sweep:
                 return view, lying
             await trio.sleep(0.05)
 
-    async def _begin_anew(self) -> None:
-        """A wrong world must not spoil the next point."""
+    async def begin_anew(self) -> None:
+        """With another world: a wrong one must not spoil the next point."""
         base = self.house.base
         self.clear()
         self.house = House(base, sweep_sources.plugin(base))
@@ -320,6 +324,8 @@ async def run(
         for point in points:
             outcome = await sweep.try_one(by_name[point.operation], courses[point.operation], point)
             outcomes.append(outcome)
+            if len(outcomes) % ROUNDS_MAX == 0:
+                await sweep.begin_anew()
             if outcome.wrong:
                 tell(f"WRONG {point} {'' if outcome.fell else '(no fall)'}")
                 for wrong in outcome.wrong:
