@@ -28,8 +28,6 @@ log = get_logger(__name__)
 REPORTS_KEPT = 100
 LOOP = "unrolled_run"
 """trio's function that runs the steps of all tasks."""
-WAITS_IN = "get_events"
-"""trio's function in which the loop waits for something to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -78,15 +78,24 @@ class Side:
 
 
 @contextmanager
+def side_of(kind: str, folder: Path, archive: Path, settings: str = "") -> Iterator[Side]:
+    """One of them, with the image."""
+    with measured(kind, folder / kind, settings) as daemon:
+        side = Side(daemon, archive)
+        try:
+            yield side
+        finally:
+            side.close()
+
+
+@contextmanager
 def both(archive: Path) -> Iterator[list[Side]]:
     """Ours and theirs, each with the image."""
     with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as folder, ExitStack() as stack:
-        sides = []
-        for kind in ("holdfast", "containerd"):
-            daemon = stack.enter_context(measured(kind, Path(folder, kind)))
-            sides.append(Side(daemon, archive))
-            stack.callback(sides[-1].close)
-        yield sides
+        yield [
+            stack.enter_context(side_of(kind, Path(folder), archive))
+            for kind in ("holdfast", "containerd")
+        ]
 
 
 def alternate(

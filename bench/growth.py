@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from bench import work
-from bench.__main__ import Side
-from bench.daemons import measured
-from bench.load import Client, Target, container_message
+from bench.__main__ import Side, side_of
+from bench.load import Target, container_message
 from examples import busybox_image
 
-from holdfast.api.proto.services import containers_pb2, snapshots_pb2
+from holdfast.api.proto.services import containers_pb2
 
 RESULTS = Path(__file__).parent / "results" / "growth.json"
 PICTURE = Path(__file__).parents[1] / "docs" / "explanation" / "growth.png"
@@ -42,12 +41,8 @@ def side(kind: str, settings: str = "") -> Iterator[Side]:
     with tempfile.TemporaryDirectory(prefix="holdfast-growth-") as folder:
         archive = Path(folder) / "busybox.tar"
         busybox_image.build(archive)
-        with measured(kind, Path(folder) / kind, settings=settings) as daemon:
-            made = Side(daemon, archive)
-            try:
-                yield made
-            finally:
-                made.close()
+        with side_of(kind, Path(folder), archive, settings) as made:
+            yield made
 
 
 def with_idle(kind: str, counts: Sequence[int], settings: str = "") -> dict[int, Figures]:
@@ -117,34 +112,22 @@ def of_records(target: Target, known: str) -> Figures:
 def with_snapshots(kind: str, count: int) -> Figures:
     """How long one prepare takes among few and among many, and what the many hold in memory."""
     with side(kind) as one, work.clients(one.target, 8) as clients:
-        few_ms = median_ms(lambda n: prepare(clients[0], f"few-{n}"))
+        few_ms = median_ms(lambda n: clients[0].prepare(f"few-{n}"))
         before_mb = work.resident_mb(one.pid)
-        work.spread(8, count, lambda w, n: prepare(clients[w], f"many-{n}"))
+        work.spread(8, count, lambda w, n: clients[w].prepare(f"many-{n}"))
         time.sleep(1)
         held_mb = work.resident_mb(one.pid) - before_mb
         figures = {
             "few_ms": few_ms,
-            "many_ms": median_ms(lambda n: prepare(clients[0], f"last-{n}")),
+            "many_ms": median_ms(lambda n: clients[0].prepare(f"last-{n}")),
             "kb_each": held_mb * 1000 / count,
         }
     tell(kind, f"{count} snapshots", figures)
     return figures
 
 
-def prepare(client: Client, name: str) -> None:
-    request = snapshots_pb2.PrepareSnapshotRequest(
-        snapshotter=client.target.snapshotter, key=name, parent=client.target.parent
-    )
-    client.call("Snapshots.Prepare", request, None)
-
-
 def median_ms(ask: Callable[[int], object]) -> float:
-    took_s: list[float] = []
-    for number in range(ASKED):
-        begun = time.perf_counter()
-        ask(number)
-        took_s.append(time.perf_counter() - begun)
-    return statistics.median(took_s) * 1e3
+    return work.median_s(ASKED, ask) * 1e3
 
 
 def tell(kind: str, about: str, figures: Figures) -> None:

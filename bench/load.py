@@ -103,7 +103,7 @@ class Client:
 
     def start_idle(self, name: str) -> None:
         """A container that sleeps until it is killed."""
-        mounts = self._prepare(name)
+        mounts = self.prepare(name)
         self._create_container(name, ("sleep", "100000"))
         self.call(
             "Tasks.Create",
@@ -124,7 +124,8 @@ class Client:
         removed = snapshots_pb2.RemoveSnapshotRequest(snapshotter=self.target.snapshotter, key=name)
         self.call("Snapshots.Remove", removed, None)
 
-    def _prepare(self, name: str) -> Any:
+    def prepare(self, name: str) -> Any:
+        """A writable snapshot over the image; its mounts."""
         request = snapshots_pb2.PrepareSnapshotRequest(
             snapshotter=self.target.snapshotter,
             key=name,
@@ -151,7 +152,7 @@ class Client:
         def lap() -> None:
             marks.append(time.perf_counter())
 
-        mounts = self._prepare(name)
+        mounts = self.prepare(name)
         lap()
         self._create_container(name, args)
         lap()

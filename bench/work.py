@@ -19,7 +19,6 @@ from pathlib import Path
 
 from bench.daemons import WITHOUT_UNIFIED, Daemon
 from bench.load import (
-    ROOTED,
     Client,
     Target,
     container_message,
@@ -32,7 +31,6 @@ from bench.load import (
 from bench.wire import Wire
 from examples import busybox_image
 from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.empty_pb2 import Empty
 
 from holdfast.api.proto import types_pb2
 from holdfast.api.proto.services import (
@@ -75,6 +73,16 @@ def spread(workers: int, total: int, job: Callable[[int, int], None]) -> float:
     if errors:
         raise SystemExit(f"the work was not done: {errors[0]}")
     return took_s
+
+
+def median_s(count: int, ask: Callable[[int], object]) -> float:
+    """How long ask(n) takes, for each n below `count`, one after the other."""
+    took_s: list[float] = []
+    for number in range(count):
+        begun = time.perf_counter()
+        ask(number)
+        took_s.append(time.perf_counter() - begun)
+    return statistics.median(took_s)
 
 
 def prepared(daemon: Daemon, archive: Path) -> Target:
@@ -218,18 +226,12 @@ def prepare_snapshots(target: Target, count: int, parallel: int) -> float:
     """Writable snapshots over the image, per second."""
     names = [fresh("snapshot") for _ in range(count)]
 
-    def prepare(client: Client, name: str) -> None:
-        request = snapshots_pb2.PrepareSnapshotRequest(
-            snapshotter=target.snapshotter, key=name, parent=target.parent, labels=ROOTED
-        )
-        client.call("Snapshots.Prepare", request, None)
-
     def remove(client: Client, name: str) -> None:
         request = snapshots_pb2.RemoveSnapshotRequest(snapshotter=target.snapshotter, key=name)
         client.call("Snapshots.Remove", request, None)
 
     with clients(target, parallel) as each:
-        took_s = spread(parallel, count, lambda w, n: prepare(each[w], names[n]))
+        took_s = spread(parallel, count, lambda w, n: each[w].prepare(names[n]))
         spread(parallel, count, lambda w, n: remove(each[w], names[n]))
     return count / took_s
 
@@ -296,13 +298,8 @@ def deliver_events(target: Target, count: int, subscribers: int) -> float:
 
 def ask_version(target: Target, count: int) -> float:
     """The median of the call that asks for nothing."""
-    took_s = []
     with clients(target, 1) as (client,):
-        for _ in range(count):
-            begun = time.perf_counter()
-            client.call("Version.Version", Empty(), version_pb2.VersionResponse)
-            took_s.append(time.perf_counter() - begun)
-    return statistics.median(took_s)
+        return median_s(count, lambda _: client.ask("Version.Version", version_pb2.VersionResponse))
 
 
 # -- what it holds

@@ -15,9 +15,8 @@ Standard library alone: the fork server preloads this file.
 """
 
 import os
-from pathlib import Path
 
-from . import procfs, syscalls
+from . import files, procfs, syscalls
 from .orphans import Exit, Orphans
 from .vault import Vault, bundle_key
 
@@ -80,7 +79,7 @@ class Pins:
         if self._vault is not None:
             self._vault.unpin(self._key, *names)
         for name in names:
-            Path(self._note_path(name)).unlink(missing_ok=True)
+            files.unlink(self._note_path(name))
 
     def clear(self) -> None:
         """Lets go of all."""
@@ -88,7 +87,7 @@ class Pins:
             self._vault.clear(self._key)
         for name in os.listdir(self.bundle):
             if name.startswith(NOTE_PREFIX):
-                Path(self.bundle, name).unlink(missing_ok=True)
+                files.unlink(f"{self.bundle}/{name}")
 
     def _note(self, name: str, pidfd: int) -> None:
         identity = procfs.identity(syscalls.pidfd_pid(pidfd))

@@ -32,6 +32,9 @@ SIGNALS_RESET: Final = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 
 RELEASED: Final = b"\n"
 STATUS_NOT_RELEASED: Final = 125
+STATUS_NOT_EXECUTED: Final = 127
+SIGNALLED: Final = 128
+KILLED_WITHIN_S: Final = 5.0
 SHELL: Final = "/bin/sh"
 GATE: Final = 'read -r released <&{0} || exit {1}; exec {0}<&-; exec "$@"'
 # A shell reads from descriptors of one digit alone; three are the runtime's stdio.
@@ -39,9 +42,6 @@ GATES: Final = range(3, 10)
 # For kernels that do not tell of a changed file.
 LOOK_FIRST_S: Final = 0.02
 LOOK_MAX_S: Final = 0.16
-STATUS_NOT_EXECUTED: Final = 127
-SIGNALLED: Final = 128
-KILLED_WITHIN_S: Final = 5.0
 
 Descriptors = tuple[int, int, int]
 
