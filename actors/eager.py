@@ -1,13 +1,29 @@
-"""A socket's stream that takes fewer turns of the loop than trio's own.
+"""A socket's stream and locks that take fewer turns of the loop than trio's own.
 
-trio tries to read first, fails, and waits; and after a write it gives way to others. A peer that
-answers questions is read from when it has spoken, and has room for what is written: here reading
-waits first, and writing gives way only where the socket is full.
+trio tries to read first, fails, and waits; and after a write, a close, or a lock that was free, it
+gives way to others. A peer that answers questions is read from when it has spoken, and has room for
+what is written: here reading waits first, and the others give way only where they must wait.
 """
 
 import os
 
 import trio
+
+
+class Holding:
+    """`async with` for a lock or a place of a semaphore."""
+
+    def __init__(self, lock: trio.Lock | trio.Semaphore) -> None:
+        self._lock = lock
+
+    async def __aenter__(self) -> None:
+        try:
+            self._lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self._lock.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 class EagerStream(trio.abc.Stream):
@@ -55,7 +71,7 @@ class EagerStream(trio.abc.Stream):
 
     async def aclose(self) -> None:
         """Close the socket; whoever waits for it is told."""
-        await self.inner.aclose()
+        self.inner.socket.close()
 
     def _descriptor(self) -> int:
         descriptor = self.inner.socket.fileno()

@@ -110,7 +110,7 @@ class Restarts(Actor):
         """Looks at every labelled container, and at every intent that was left."""
         self.spawn_task(self._wait_caught_up)
         self.spawn_task(self._until_end, self._store.listen(self._on_changes))
-        for row in self._store.scan(CONTAINER):
+        for row in self._store.scan(CONTAINER, mentioning=STATUS):
             if STATUS in row.value["labels"]:
                 self._watch((row.namespace, row.key))
         for row in self._store.scan(INTENT):

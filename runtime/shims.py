@@ -80,7 +80,8 @@ class Shims(Actor):
         self.spawn_task(self._run)
 
     async def on_receive(self, message: GetServer) -> ForkServer:
-        await self._started.wait()
+        if self._server is None:
+            await self._started.wait()
         assert self._server is not None
         return self._server
 

@@ -125,6 +125,8 @@ class Collector:
         self._next_expiry_ns: int | None = None
         # On the loop's clock: until when a collection that is due waits.
         self._paused_until_s = -1.0
+        # What `run` waits for, and the event that it may be so.
+        self._wanted = self._is_due
         self._due = trio.Event()
         # Invariant: while a transaction of a sweep is on its way, what it may delete.
         self._own: set[tuple[str, str, str]] = set()
@@ -197,7 +199,7 @@ class Collector:
                 if self._next_expiry_ns is None or at_ns < self._next_expiry_ns:
                     self._next_expiry_ns = at_ns
                     self._due.set()
-        if self._is_due():
+        if self._wanted():
             self._due.set()
 
     def _is_own(self, change: Change) -> bool:
@@ -218,6 +220,7 @@ class Collector:
 
     async def _wait(self, ready: Callable[[], bool], until_s: float | None = None) -> None:
         """Wait until it is ready, or it is that late on the loop's clock."""
+        self._wanted = ready
         while not ready():
             self._due = trio.Event()
             wait_s = math.inf

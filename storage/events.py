@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
+Take = Callable[["Event"], bool]
+"""Takes an event in without waiting, in the loop; False when it cannot just now."""
+
 GAP_TOPIC = "/holdfast/gap"
 GAP_TYPE = "holdfast.events.Gap"
 
@@ -190,19 +193,21 @@ class EventLog:
         since: int | None = None,
         first: Sequence[Event] = (),
         queue_max: int = 1024,
+        take: Take | None = None,
     ) -> Subscription:
         """The events that match any of `filters` (all, when there are none), as a context
         manager and an async iterator.
 
         Live ones from now on; with `since`, first those after that sequence number. A gap event
         comes where the log no longer reaches back, and passes every filter. Before all, those
-        of `first` that match.
+        of `first` that match. While the iterator has nothing to give, `take` is offered each
+        event first, at the moment of its commit.
         """
         accepts = compile_filters(filters)
         if since is not None and not 0 <= since <= self.last_seq:
             raise OutOfRange(f"since {since}: the log ends at {self.last_seq}: out of range")
         start = self.last_seq if since is None else since
-        subscription = Subscription(self, accepts, start, queue_max, first)
+        subscription = Subscription(self, accepts, start, queue_max, first, take)
         self._subscriptions.append(subscription)
         return subscription
 
@@ -235,13 +240,17 @@ class Subscription:
         after_seq: int,
         queue_max: int,
         first: Sequence[Event] = (),
+        take: Take | None = None,
     ) -> None:
         self._log = log
         self._accepts = accepts
+        self._take = take
         self._queue_max = queue_max
         self._queue: deque[Event] = deque()
         self._queued_bytes = 0
         self._wake = trio.Event()
+        # While `receive` waits for `_wake`: all before has been received, and is done with.
+        self._waits = False
         self._closed = False
         # Invariant: events up to here have been shown, queued, or filtered out.
         self._reached = after_seq
@@ -261,7 +270,7 @@ class Subscription:
             # Rows read from the log may have run ahead of what the loop was told.
             if event.seq <= self._reached:
                 continue
-            if self._matches(event):
+            if self._matches(event) and not self._taken(event):
                 if len(self._queue) >= self._queue_max or self._queued_bytes >= QUEUE_BYTES_MAX:
                     self._lagging = True
                     break
@@ -269,6 +278,11 @@ class Subscription:
             self._reached = event.seq
         if self._queue or self._lagging:
             self._wake.set()
+
+    def _taken(self, event: Event) -> bool:
+        if self._take is None or not self._waits or self._queue:
+            return False
+        return self._take(event)
 
     async def receive(self) -> Event:
         """The next event; waits for it. `trio.ClosedResourceError` after `close`."""
@@ -287,7 +301,11 @@ class Subscription:
                 await self._read_rows()
                 continue
             self._wake = trio.Event()
-            await self._wake.wait()
+            self._waits = True
+            try:
+                await self._wake.wait()
+            finally:
+                self._waits = False
 
     async def _read_rows(self) -> None:
         last_seq = self._log.last_seq

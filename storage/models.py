@@ -1,6 +1,7 @@
 """Read models: every record in memory, changed with each commit, read on the loop.
 
-Lists are answered from here in the order of (namespace, key), without touching the disk.
+Lists are answered from here in the order of (namespace, key), without touching the disk. What was
+loaded is decoded when somebody first asks for it: most of what a host has stored nobody looks at.
 
 Invariant: outside a commit's delivery the models equal the database's committed records.
 """
@@ -11,26 +12,39 @@ from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Iterator
 
-from .database import Record, Row
+from .database import Record, Row, decoded
 
 
 class Shelf:
     """The records of one kind in one namespace, with their keys in order."""
 
     def __init__(self) -> None:
-        self.records: dict[str, Record] = {}
-        # Invariant: the keys of `records`, sorted.
+        # As they were loaded, until somebody asks for them.
+        self._records: dict[str, Record | bytes] = {}
+        # Invariant: the keys of `_records`, sorted.
         self.keys: list[str] = []
 
-    def put(self, key: str, value: Record) -> None:
+    def put(self, key: str, value: Record | bytes) -> None:
         """Put a record in its place."""
-        if key not in self.records:
+        if key not in self._records:
             insort(self.keys, key)
-        self.records[key] = value
+        self._records[key] = value
+
+    def get(self, key: str) -> Record | None:
+        """The record, or None."""
+        value = self._records.get(key)
+        if isinstance(value, bytes):
+            value = self._records[key] = decoded(value)
+        return value
+
+    def may_mention(self, key: str, text: bytes) -> bool:
+        """False for a record that certainly holds no such text."""
+        value = self._records.get(key)
+        return not isinstance(value, bytes) or text in value
 
     def delete(self, key: str) -> None:
         """Take a record away, if it is there."""
-        if self.records.pop(key, None) is not None:
+        if self._records.pop(key, None) is not None:
             del self.keys[bisect_left(self.keys, key)]
 
 
@@ -40,8 +54,8 @@ class Models:
     def __init__(self) -> None:
         self._kinds: defaultdict[str, dict[str, Shelf]] = defaultdict(dict)
 
-    def change(self, kind: str, namespace: str, key: str, value: Record | None) -> None:
-        """Apply one committed change."""
+    def change(self, kind: str, namespace: str, key: str, value: Record | bytes | None) -> None:
+        """Apply one committed change, or put what was loaded: its bytes."""
         shelves = self._kinds[kind]
         shelf = shelves.get(namespace)
         if value is not None:
@@ -56,7 +70,7 @@ class Models:
     def get(self, kind: str, namespace: str, key: str) -> Record | None:
         """The record, or None."""
         shelf = self._kinds[kind].get(namespace)
-        return None if shelf is None else shelf.records.get(key)
+        return None if shelf is None else shelf.get(key)
 
     def count(self, kind: str, namespace: str | None) -> int:
         """How many records of a kind there are."""
@@ -65,8 +79,9 @@ class Models:
             return sum(len(shelf.keys) for shelf in shelves.values())
         return len(shelves[namespace].keys) if namespace in shelves else 0
 
-    def scan(self, kind: str, namespace: str | None, prefix: str) -> Iterator[Row]:
+    def scan(self, kind: str, namespace: str | None, prefix: str, mentioning: str) -> Iterator[Row]:
         """The records of a kind in order; safe against changes while it is walked."""
+        text = mentioning.encode()
         shelves = self._kinds[kind]
         names = sorted(shelves) if namespace is None else [namespace]
         for name in names:
@@ -77,6 +92,6 @@ class Models:
             for key in shelf.keys[bisect_left(shelf.keys, prefix) :]:
                 if not key.startswith(prefix):
                     break
-                value = shelf.records.get(key)
+                value = shelf.get(key) if shelf.may_mention(key, text) else None
                 if value is not None:
                     yield Row(name, key, value)

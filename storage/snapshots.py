@@ -16,6 +16,7 @@ from typing import TypeVar
 import trio
 
 from ..actors.actor import Actor
+from ..actors.eager import Holding
 from ..actors.errors import FailedPrecondition, InvalidArgument, Unavailable
 from ..actors.exits import ActorExited
 from ..actors.message import Request
@@ -211,7 +212,7 @@ class Snapshots:
 
     async def _actor(self, place: Place) -> Ref[SnapshotActor]:
         lock = self._starting.setdefault(place, trio.Lock())
-        async with lock:
+        async with Holding(lock):
             actor = self._actors.get(place)
             if actor is None or not actor.is_alive():
                 actor = await SnapshotActor.spawn(self.graph, place, parent=self._running_keeper())

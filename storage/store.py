@@ -27,6 +27,7 @@ from typing import TypeVar, cast
 import pykka
 import trio
 
+from ..actors.eager import Holding
 from ..actors.threads import call_thread
 from .database import Damaged, EventRows, Journal, Record, Row, SchemaTooNew, StoreLocked
 from .events import EventLog
@@ -133,7 +134,7 @@ class Store:
         if self._fault is not None:
             raise self._fault
         assert self._writer is not None
-        async with self._room:
+        async with Holding(self._room):
             done = trio.Event()
             job = Job(work, done.set)
             if self._pending.add(job):
@@ -151,13 +152,16 @@ class Store:
         """The committed record, or None."""
         return self._models.get(kind, namespace, key)
 
-    def scan(self, kind: str, namespace: str | None = None, prefix: str = "") -> Iterator[Row]:
+    def scan(
+        self, kind: str, namespace: str | None = None, prefix: str = "", mentioning: str = ""
+    ) -> Iterator[Row]:
         """The committed records of a kind, in the order of (namespace, key).
 
-        All namespaces for None; only keys that begin with `prefix`. Commits may come while the
-        iterator is walked: records deleted meanwhile are left out, new ones may be.
+        All namespaces for None; only keys that begin with `prefix`; with `mentioning` at least
+        those that hold this text anywhere. Commits may come while the iterator is walked:
+        records deleted meanwhile are left out, new ones may be.
         """
-        return self._models.scan(kind, namespace, prefix)
+        return self._models.scan(kind, namespace, prefix, mentioning)
 
     def count(self, kind: str, namespace: str | None = None) -> int:
         """How many committed records of a kind there are."""

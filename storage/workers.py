@@ -29,6 +29,7 @@ import trio
 
 from ..actors import errors, failpoints
 from ..actors.actor import Actor
+from ..actors.eager import Holding
 from ..actors.exits import KILL, ActorExited
 from ..actors.message import Request
 from ..actors.reference import Ref
@@ -204,7 +205,7 @@ class Workers:
 
     async def run(self, job: Mapping[str, Any], within_s: float) -> Answer:
         """Do a job in some worker; its result, or the refusal that it met."""
-        async with self._room:
+        async with Holding(self._room):
             worker = await self._borrow()
             try:
                 answer = await worker.call(Do(job=job, within_s=within_s), timeout_s=None)

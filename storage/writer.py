@@ -24,7 +24,7 @@ from ..actors import failpoints
 from ..actors.errors import ResourceExhausted
 from ..actors.threads import ThreadActor
 from .commitmark import CommitMark
-from .database import Damaged, Database, Record
+from .database import Damaged, Database
 from .events import Event
 from .salvage import FAILURES, is_damage, keep_log, salvage
 from .scavenge import log_is_headless
@@ -65,7 +65,8 @@ class Committed:
 class Loaded:
     """What the database held when it was opened."""
 
-    records: Sequence[tuple[str, str, str, Record]]
+    records: Sequence[tuple[str, str, str, bytes]]
+    """Sound, and not decoded."""
     damaged: Sequence[Damaged]
     first_seq: int
     last_seq: int

@@ -178,7 +178,9 @@ class DynamicSupervisor(Keeper):
     ) -> StartFailed | None:
         failure = None
         with work:
-            await trio.sleep(delay_s)
+            if delay_s > 0:
+                await trio.sleep(delay_s)
+            await trio.lowlevel.checkpoint_if_cancelled()
             failure = await self.start_one(held)
         held.work = None
         if held.ref is not None:

@@ -155,6 +155,10 @@ class Call(Context, Generic[Request, Answer]):
         """The same, for a message that is bytes already."""
         await self._stream.send(data)
 
+    def send_at_once(self, data: bytes) -> bool:
+        """As `send_packed`, without waiting; False when that is not possible just now."""
+        return self._stream.send_at_once(data)
+
     def packed(self, message: Answer) -> bytes:
         """The bytes of a message that may be sent; ResourceExhausted where it is too large."""
         data = message.SerializeToString()

@@ -86,7 +86,8 @@ class Connection:
     def credit(self, stream_id: int, size: int) -> None:
         """Give received bytes back to the peer as window."""
         self.http2.give_back(stream_id, size)
-        self._wake.set()
+        if self.http2.out:
+            self._wake.set()
 
     def hold(self, delta_bytes: int) -> bool:
         """Account bytes held for unread messages; False when there are too many."""

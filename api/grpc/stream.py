@@ -174,9 +174,7 @@ class Stream:
         self.check_size(message)
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check_open()
-        self.out += PREFIX.pack(0, len(message))
-        self.out += message
-        self.wire.send_now(self)
+        self._put(message)
         while len(self.out) > SEND_BYTES_HIGH:
             self._writable = trio.Event()
             try:
@@ -184,6 +182,15 @@ class Stream:
             finally:
                 self._writable = None
             self._check_open()
+
+    def send_at_once(self, message: bytes) -> bool:
+        """Send one message without waiting; False, and nothing is sent, where `send` might wait
+        or would raise."""
+        gone = self.failure is not None or self.reset or self.wire.closed
+        if gone or len(message) > self._message_bytes_max or len(self.out) > SEND_BYTES_HIGH:
+            return False
+        self._put(message)
+        return True
 
     def check_size(self, message: bytes) -> None:
         """Raises ResourceExhausted for what the peer would refuse."""
@@ -208,10 +215,13 @@ class Stream:
     def answer(self, message: bytes, end: bytes) -> None:
         """Queue the only message and the trailers, and have them sent at once if they can be."""
         if not self.reset and not self.wire.closed:
-            self.out += PREFIX.pack(0, len(message))
-            self.out += message
             self.end = end
-            self.wire.send_now(self)
+            self._put(message)
+
+    def _put(self, message: bytes) -> None:
+        self.out += PREFIX.pack(0, len(message))
+        self.out += message
+        self.wire.send_now(self)
 
     # -- the writer's side
 

@@ -49,7 +49,13 @@ def service(events: EventLog, missed: Missed, tasks: Tasks) -> Service:
         since = _since(call)
         peer = call.peer if since is None else None
         first = missed.ends(peer.pid) if peer is not None else ()
-        with events.subscribe(list(request.filters), since=since, first=first) as subscription:
+
+        def take(event: Event) -> bool:
+            return call.send_at_once(envelopes.pack(event))
+
+        with events.subscribe(
+            list(request.filters), since=since, first=first, take=take
+        ) as subscription:
             async for event in subscription:
                 await call.send_packed(envelopes.pack(event))
 

@@ -85,6 +85,54 @@ async def test_a_subscriber_waits_for_the_next(store: Store) -> None:
         subscription.close()
 
 
+async def test_an_event_is_taken_at_its_commit_and_in_its_place(store: Store) -> None:
+    shown: list[tuple[str, int]] = []
+    refused = {4, 9}
+
+    def taken(event: Event) -> bool:
+        if event.seq in refused:
+            return False
+        shown.append(("at once", event.seq))
+        return True
+
+    async def read(subscription: Subscription) -> None:
+        async for event in subscription:
+            shown.append(("read", event.seq))
+
+    await emit(store)
+    with store.events.subscribe(["topic~=|exit$|"], since=0, take=taken) as subscription:
+        async with trio.open_nursery() as nursery:
+            await emit(store)  # before anybody reads
+            nursery.start_soon(read, subscription)
+            await trio.testing.wait_all_tasks_blocked()
+            await emit(store)
+            assert shown[-1] == ("at once", 3)
+            await emit(store, 3)  # the first is refused: those after it wait behind it
+            await emit(store, topic="/tasks/oom")
+            await trio.testing.wait_all_tasks_blocked()
+            await emit(store)
+            await emit(store)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+    assert [seq for _, seq in shown] == [1, 2, 3, 4, 5, 6, 8, 9]
+    at_once = [seq for how, seq in shown if how == "at once"]
+    assert at_once == [3, 8]
+
+
+async def test_nothing_is_taken_while_its_reader_has_one_in_hand(store: Store) -> None:
+    at_once: list[int] = []
+
+    def taken(event: Event) -> bool:
+        at_once.append(event.seq)
+        return True
+
+    with store.events.subscribe(take=taken) as subscription:
+        for _ in range(3):
+            await emit(store)
+            await take(subscription, 1)
+    assert not at_once
+
+
 async def test_since_replays_and_goes_on_live(store: Store) -> None:
     await emit(store, 5)
     with store.events.subscribe(since=2, queue_max=2) as subscription:

@@ -193,6 +193,21 @@ async def test_scans_are_ordered_and_cut_by_namespace_and_prefix(store: Store) -
     assert everywhere == keys(store.scan("snapshot"))
 
 
+async def test_a_scan_for_a_text_finds_all_that_hold_it(tmp_path: Path) -> None:
+    path = tmp_path / "meta.db"
+    labels = {"a": {"restart": "no"}, "b": {}, "c": {"x": "restart"}}
+    async with Store.open(path) as store:
+        for key, value in labels.items():
+            await store.write(partial(put, key, {"labels": value}))
+        assert {"a", "c"} <= {row.key for row in store.scan("container", mentioning="restart")}
+    async with Store.open(path) as store:
+        found = [(row.key, row.value) for row in store.scan("container", mentioning="restart")]
+        assert found == [(key, {"labels": labels[key]}) for key in ("a", "c")]
+        assert store.get("container", "default", "b") == {"labels": {}}
+        await store.write(partial(put, "b", {"labels": {"restart": "yes"}}))
+        assert len(list(store.scan("container", mentioning="restart"))) == 3
+
+
 async def test_a_scan_survives_commits_between_its_steps(store: Store) -> None:
     for key in "abc":
         await store.write(partial(put, key, {}))
