@@ -109,19 +109,21 @@ class BlockDecoder:
         found = self._kept.get(block)
         if found is not None:
             return found
-        before = self._table()
+        sizes, head = self._table()
         headers = Headers(self._decoder.decode(block, raw=True))
-        if self._table() != before or len(self._kept) >= _KEPT_MAX:
+        sizes_now, head_now = self._table()
+        if sizes_now != sizes or head_now is not head or len(self._kept) >= _KEPT_MAX:
             self._kept.clear()
         elif len(block) <= _KEPT_BYTES_MAX:
             self._kept[block] = headers
         return headers
 
-    def _table(self) -> tuple[int, int, object]:
-        """Something that differs after every change of the table: it grows at its head alone."""
+    def _table(self) -> tuple[tuple[int, int], object]:
+        """Two things of which one differs after every change of the table: it grows at its head
+        alone. While the entry at its head is held, no other one is this very object."""
         table = self._decoder.header_table
         entries = table.dynamic_entries
-        return table.maxsize, len(entries), id(entries[0]) if entries else None
+        return (table.maxsize, len(entries)), entries[0] if entries else None
 
 
 def encode(fields: Iterable[Header]) -> bytes:

@@ -8,7 +8,7 @@ from h2 import events
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from hpack import Decoder, Encoder
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from holdfast.api.grpc.headers import BlockDecoder, Headers, Malformed, encode
@@ -128,6 +128,20 @@ def test_what_we_encode_anyone_decodes_whatever_came_before(fields: Any) -> None
     assert not decoder.header_table.dynamic_entries
 
 
+DRIVES_ALL_OUT = b"z" * 400
+
+
+# A table's only entry, in the very place in memory where the one before it was.
+@example(
+    blocks=[
+        [(b":status", b"")],
+        [(b"a", DRIVES_ALL_OUT), (b"a", b"200")],
+        [(b":status", DRIVES_ALL_OUT), (b":status", b"")],
+        [(b"a", DRIVES_ALL_OUT), (b"a", b"200")],
+        [(b"a", b"200")],
+    ],
+    huffman=False,
+)
 @given(st.lists(FIELDS, max_size=12), st.booleans())
 def test_blocks_are_kept_only_while_they_mean_the_same(blocks: Any, huffman: bool) -> None:
     encoder, ours, judge = Encoder(), BlockDecoder(), Decoder()
