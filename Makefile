@@ -92,7 +92,7 @@ BEFORE ?= bench/baseline.json
 bench-against: setup
 	$(BIN)/python -m bench --against $(BEFORE)
 
-# Containers for as long as it takes to see a leak: make soak CYCLES=20000
+# Thousands of containers: nothing may be left, and with CYCLES=20000 memory may not grow either.
 CYCLES ?= 2000
 soak: setup
 	$(BIN)/python -m bench.soak --cycles $(CYCLES)

@@ -4,12 +4,16 @@ A shim that was killed is missed at once, by its connection. One that is stopped
 it is seen, its reason shown, and at the next look it is replaced.
 """
 
+from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import trio
 
 from ..actors.actor import Actor
 from ..actors.reference import Ref
+from ..storage.turns import Turns
+from . import procfs
 from .ground import Ground
 
 LOOK_EVERY_S = 0.4
@@ -32,5 +36,10 @@ class Minder(Actor):
     async def _look(self) -> None:
         while True:
             await trio.sleep(LOOK_EVERY_S)
-            for link in list(self._ground.links.values()):
-                link.look()
+            await Turns().walk(self._look_at_each())
+
+    def _look_at_each(self) -> Iterator[None]:
+        stat = cache(procfs.stat)  # many links may have one shim
+        for link in list(self._ground.links.values()):
+            link.look(stat)
+            yield

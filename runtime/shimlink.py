@@ -99,6 +99,8 @@ class ShimLink:
         self.replaced = 0
         """How many shims that were stopped were ended."""
         self._stopped: procfs.Identity | None = None
+        # Who serves this client, once it was found to live: it stays so while the client does.
+        self._served_by: tuple[Shim, procfs.Identity] | None = None
 
     async def client(self, within_s: float) -> Shim:
         """The connected client; Unavailable with the reason when there is none in time."""
@@ -117,12 +119,17 @@ class ShimLink:
             told.append(f"{self.replaced} stopped shims were replaced")
         return ", ".join(told)
 
-    def look(self) -> None:
-        """Looks whether the shim is stopped; one that was so at the last look too is ended."""
-        shim = procfs.read_identity(f"{self._bundle}/{LOCK_NAME}")
-        found = None if shim is None else procfs.stat(shim.pid)
+    def look(self, stat: Callable[[int], procfs.Stat | None]) -> None:
+        """Looks whether the shim is stopped; one that was so at the last look too is ended.
+
+        `stat` is `procfs.stat`, or what that said a moment ago.
+        """
+        client, shim = self._client, self._identity()
+        found = None if shim is None else stat(shim.pid)
         if shim is None or found is None or found.start_time_ticks != shim.start_time_ticks:
+            self._served_by = None
             return
+        self._served_by = None if client is None else (client, shim)
         if found.state not in STOPPED:
             if self._stopped is not None:
                 self._stopped = None
@@ -142,6 +149,11 @@ class ShimLink:
                 procfs.kill(pidfd)
             finally:
                 os.close(pidfd)
+
+    def _identity(self) -> procfs.Identity | None:
+        if self._served_by is not None and self._served_by[0] is self._client:
+            return self._served_by[1]
+        return procfs.read_identity(f"{self._bundle}/{LOCK_NAME}")
 
     async def client_or_end(self) -> Shim | None:
         """The connected client, whenever that is; None when there will be none any more."""

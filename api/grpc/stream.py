@@ -245,8 +245,10 @@ class Stream:
                 return 0
             # Many small messages leave as one frame: a frame costs more than a message.
             is_last = self.end == b"" and room == len(out)
-            with memoryview(out) as view:
-                http2.send_data(self.stream_id, view[:room], end_stream=is_last)
+            # Both given back here: whoever looks at the stack, as the watchdog does, keeps a frame
+            # and what it was called with, and `out` cannot be cut while a view of it is there.
+            with memoryview(out) as view, view[:room] as part:
+                http2.send_data(self.stream_id, part, end_stream=is_last)
             del out[:room]
             if self._writable is not None and len(out) <= SEND_BYTES_HIGH // 2:
                 self._writable.set()

@@ -2,6 +2,8 @@
 
 import inspect
 import struct
+import sys
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -369,3 +371,19 @@ async def test_sending_to_a_client_that_has_gone_is_refused(house: Any) -> None:
             await call.receive()
         with pytest.raises(Cancelled):
             await call.send(content.WriteContentRequest(data=b"2"))
+
+
+async def test_whoever_keeps_frames_of_the_stack_breaks_no_connection(house: Any) -> None:
+    kept: list[FrameType] = []
+
+    def keep(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and "/grpc/" in frame.f_code.co_filename:
+            kept.append(frame)
+
+    async with house.channel() as channel:
+        sys.setprofile(keep)
+        try:
+            assert [await ask(channel) for _ in range(3)] == ["1"] * 3
+        finally:
+            sys.setprofile(None)
+    assert any(frame.f_code.co_name == "send_data" for frame in kept)
