@@ -78,17 +78,18 @@ def main() -> None:
             with work.clients(target, 1) as (client,):
                 while (left := residue(daemon, client)) and time.monotonic() < deadline:
                     time.sleep(0.2)
+    slope = round(slope_kb(done, memory_kb), 3)
     report = {
         "cycles": given.cycles,
         "seconds": round(took_s, 1),
         "memory_kb": [round(memory_kb[0]), round(memory_kb[-1])],
-        "slope_kb_per_100_cycles": round(slope_kb(done, memory_kb), 3),
+        "slope_kb_per_100_cycles": slope,
         "descriptors": [open_files[0], max(open_files), open_files[-1]],
         "left": left[:20],
     }
     sys.stdout.write(json.dumps(report, indent=2) + "\n")
     most = max(open_files[: SLICES // 2])
-    grows = given.cycles >= SLOPE_COUNTS_FROM and slope_kb(done, memory_kb) >= SLOPE_KB_MAX
+    grows = given.cycles >= SLOPE_COUNTS_FROM and slope >= SLOPE_KB_MAX
     sys.exit(1 if left or grows or open_files[-1] > most else 0)
 
 

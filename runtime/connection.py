@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import trio
 
-from ..actors.eager import EagerStream
+from ..actors.eager import EagerStream, Holding
 from ..actors.errors import DeadlineExceeded, Refusal, Unavailable
 from . import frames
 
@@ -115,17 +115,12 @@ class Connection:
     async def _send(self, frame: bytes) -> None:
         # A frame sent in part would garble all that follow: a cancelled send ends the connection.
         try:
-            if self._send_lock.locked():
-                await self._send_lock.acquire()
-            else:
-                self._send_lock.acquire_nowait()  # without a turn of the loop
-            try:
-                await self._stream.send_all(frame)
-            except BaseException:
-                self._lose()
-                raise
-            finally:
-                self._send_lock.release()
+            async with Holding(self._send_lock):
+                try:
+                    await self._stream.send_all(frame)
+                except BaseException:
+                    self._lose()
+                    raise
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise Unavailable(f"{self.peer}: connection lost") from error
 

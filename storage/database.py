@@ -198,13 +198,12 @@ class Database:
             connection.execute("COMMIT")
 
     def load(self) -> Iterator[tuple[str, str, str, bytes]]:
-        """Every sound record (kind, namespace, key, value's bytes), in the order of their names;
-        the others move to `damaged`."""
+        """Every sound record (kind, namespace, key, bytes); the others move to `damaged`."""
         bad: list[tuple[str, str, str, bytes, str]] = []
         connection = self.connection
         connection.text_factory = _lenient_text
         for kind, namespace, key, value, checksum in connection.execute(
-            "SELECT kind, namespace, key, value, checksum FROM record ORDER BY kind, namespace, key"
+            "SELECT kind, namespace, key, value, checksum FROM record"
         ):
             try:
                 record = sound_record(value, checksum, kind, namespace, key)
